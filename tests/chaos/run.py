@@ -108,7 +108,7 @@ def run_part(name: str, prompts: int, kills: int, seed: int) -> int:
             (home / "nats").mkdir()
             history = History(BUILD / f"{scene.name}.jsonl")
             started = time.monotonic()
-            beside = asyncio.run(perform(scene, home, history))
+            beside = asyncio.run(perform(scene, home, history, BUILD / f"{scene.name}.stack.log"))
             history.close()
             results[scene.name] = {
                 **figures(history.events),
@@ -151,7 +151,17 @@ def crash_points() -> dict[str, Any]:
     report = BUILD / "crash.json"
     command = [sys.executable, "-m", "pytest", "-q", str(test)]
     code = bounded(command, "crash", CRASH_S, CHAOS_REPORT=str(report))
-    told = json.loads(report.read_text()) if report.exists() else {}
+    lines = report.read_text().splitlines() if report.exists() else []
+    kills = [json.loads(line) for line in lines]
+    told: dict[str, Any] = {
+        name: sum(kill[name] for kill in kills)
+        for name in ("prompts", "lost", "duplicate_outcomes", "paid_calls", "paid_duplicates")
+    }
+    told |= {
+        "crash_points": len({kill["point"] for kill in kills}),
+        "kills": sum(bool(kill["taken"]) for kill in kills),
+        "recovery_p99_s": percentile([kill["recovery_s"] or 0 for kill in kills], 0.99),
+    }
     return {"crash": told if code == 0 else {**told, "error": f"pytest ended with {code}"}}
 
 

@@ -8,6 +8,7 @@ one whose content must stay at the edge.
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -70,6 +71,10 @@ DEADLINE_S = 60
 """Of each prompt: whoever hangs is waited for so long at most."""
 END_S = 240.0
 """How long the last prompts may take after the last fault, and streams to become empty."""
+MOST_OPEN = 60
+"""Prompts that are under way; more wait until the stack has caught up."""
+PACE_S = 45.0
+"""How long the next fault waits for the recovery from most of them."""
 CYCLE = 97
 """After so many calls of a model its faults begin again: a prime, to meet all prompts."""
 MODEL_FAULTS: dict[int, ModelFault] = {
@@ -276,19 +281,32 @@ class Load:
         self._scene = scene
         self._history = history
         self._rng = random.Random(scene.seed)
+        self._open: set[asyncio.Task[None]] = set()
         self.refused: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
-    async def run(self, clients: Mapping[str, Client], watches: Mapping[str, Watch]) -> None:
-        """Submit the prompts of a scene, evenly over its time."""
+    async def run(
+        self, clients: Mapping[str, Client], watches: Mapping[str, Watch], faults: asyncio.Event
+    ) -> None:
+        """Submit the prompts of a scene, evenly over its time, and more until `faults` are over."""
         pause = self._scene.seconds / self._scene.prompts
-        start = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for number in range(self._scene.prompts):
-                await asyncio.sleep(max(0, start + number * pause - time.monotonic()))
+            for number in itertools.count():
+                if number >= self._scene.prompts and faults.is_set():
+                    return
+                await asyncio.sleep(pause)
+                await eventually(lambda: self._has_room(watches), timeout_s=2 * END_S)
                 (tenant,) = self._rng.choices(TENANTS, SHARES)
                 body = self._body(f"q{number:05}", tenant)
-                group.create_task(self._submit(clients[tenant], watches[tenant], tenant, body))
+                task = group.create_task(
+                    self._submit(clients[tenant], watches[tenant], tenant, body)
+                )
+                self._open.add(task)
+                task.add_done_callback(self._open.discard)
+
+    def _has_room(self, watches: Mapping[str, Watch]) -> bool:
+        watched = sum(watch.open_count for watch in watches.values())
+        return len(self._open) + watched <= MOST_OPEN
 
     def _body(self, name: str, tenant: str) -> dict[str, Any]:
         is_secret = tenant == "house" or self._rng.random() < EDGE_ONLY_SHARE
@@ -349,9 +367,10 @@ def has_ended(command: Command) -> bool:
 # -- a whole run ------------------------------------------------------------------------------
 
 
-async def perform(scene: Scene, folder: Path, history: History) -> dict[str, Any]:
-    """Run a scene; returns what is no event."""
+async def perform(scene: Scene, folder: Path, history: History, log: Path) -> dict[str, Any]:
+    """Run a scene, and keep the stack's log; returns what is no event."""
     async with running(scene, folder) as stack, AsyncExitStack() as clients_stack:
+        clients_stack.callback(lambda: log.write_text(stack.command.stderr))
         clients = {
             tenant: await clients_stack.enter_async_context(Client(stack.url, key))
             for tenant, key in stack.keys.items()
@@ -360,9 +379,11 @@ async def perform(scene: Scene, folder: Path, history: History) -> dict[str, Any
         load, are_all_accepted = Load(scene, history), asyncio.Event()
         batch = asyncio.create_task(run_batch(stack, max(2, int(scene.prompts * BATCH_SHARE))))
         watching = [asyncio.create_task(watch.run(are_all_accepted)) for watch in watches.values()]
+        are_faults_over = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(stack.victim.befall_all(scene.faults, history))
-            group.create_task(load.run(clients, watches))
+            group.create_task(load.run(clients, watches, are_faults_over))
+            await stack.victim.befall_all(scene.faults, history, pace_s=PACE_S)
+            are_faults_over.set()
         are_all_accepted.set()
         _, late = await asyncio.wait(watching, timeout=END_S)
         for task in late:

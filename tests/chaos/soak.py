@@ -136,10 +136,12 @@ async def soak(minutes: float, folder: Path, history: History) -> dict[str, Any]
         }
         watches = {t: Watch(client, history) for t, client in clients.items()}
         load, are_all_accepted = Load(scene, history), asyncio.Event()
+        are_faults_over = asyncio.Event()
+        are_faults_over.set()
         sampler = Sampler(stack, history)
         sampling = asyncio.create_task(sampler.run())
         watching = [asyncio.create_task(w.run(are_all_accepted)) for w in watches.values()]
-        await load.run(clients, watches)
+        await load.run(clients, watches, are_faults_over)
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
         are_all_accepted.set()

@@ -18,7 +18,7 @@ from typing import Literal, cast, get_args
 import psutil
 
 from fusewire.testing.eventually import until
-from fusewire.testing.history import History
+from fusewire.testing.history import History, OutcomeView
 from fusewire.testing.link import Link, LinkFault
 from fusewire.testing.nats_cluster import NatsCluster
 from fusewire.testing.nats_server import NatsServer
@@ -172,14 +172,27 @@ class StackProcess:
         else:
             await self._strain_link(fault)
 
-    async def befall_all(self, faults: Sequence[Fault], history: History) -> None:
-        """Make the faults of a schedule happen, at their times."""
+    async def befall_all(
+        self, faults: Sequence[Fault], history: History, *, pace_s: float = 0.0
+    ) -> None:
+        """Make the faults of a schedule happen, at their times.
+
+        Args:
+            faults: the schedule.
+            history: where they are written down.
+            pace_s: how long the schedule stands still, at most, until something has ended after a
+                fault; after every third it does not, so that some faults meet others.
+        """
         start = time.monotonic()
-        for fault in faults:
+        for number, fault in enumerate(faults):
             await asyncio.sleep(max(0.0, start + fault.at_s - time.monotonic()))
-            number = history.begin(fault.kind, fault.target)
+            mark = history.begin(fault.kind, fault.target)
             await self.befall(fault)
-            history.end(number)
+            history.end(mark)
+            if number % 3 != 2:
+                before = time.monotonic()
+                await _wait_for_end(history, len(history.events), pace_s)
+                start += time.monotonic() - before
 
     def processes(self) -> dict[str, psutil.Process]:
         """The running processes of the services, by name, and the runner."""
@@ -285,6 +298,15 @@ class StackProcess:
         await link.begin(cast("LinkFault", fault.kind))
         await asyncio.sleep(fault.for_s)
         link.mend()
+
+
+async def _wait_for_end(history: History, after: int, seconds: float) -> None:
+    """Wait until a client was shown a final state after so many events, or for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if any(isinstance(event, OutcomeView) for event in history.events[after:]):
+            return
+        await asyncio.sleep(0.1)
 
 
 def _is_gone(process: psutil.Process) -> bool:

@@ -216,21 +216,23 @@ def recoveries(history: Sequence[Event]) -> list[float]:
     that one counts.
     """
     accepted = {event.fusion: event.at for event in of_kind(history, Acceptance)}
-    ends: dict[str, float] = {}
-    for event in of_kind(history, OutcomeView):
-        ends.setdefault(event.fusion, event.at)
-    spans = _fault_times(history)
+    views = reversed(of_kind(history, OutcomeView))
+    ends = {event.fusion: event.at for event in views}
+    faults = _fault_times(history)
     times: list[float] = []
-    for span in spans:
-        waiting = any(at <= span.end < ends.get(f, math.inf) for f, at in accepted.items())
-        is_followed_until = min((end for end in ends.values() if end > span.end), default=math.inf)
-        is_followed = any(
-            other is not span and other.start <= is_followed_until and other.end > span.end
-            for other in spans
-        )
-        if waiting and not is_followed:
-            times.append(is_followed_until - span.end)
+    for fault in faults:
+        waiting = {f for f, at in accepted.items() if at <= fault.end < ends.get(f, math.inf)}
+        next_end = min(filter(fault.end.__lt__, ends.values()), default=math.inf)
+        if waiting and not _is_followed(fault, next_end, faults):
+            times.append(next_end - fault.end)
     return times
+
+
+def _is_followed(fault: _FaultTime, next_end: float, faults: Sequence[_FaultTime]) -> bool:
+    """Whether another fault lies between a fault's end and the next final state."""
+    return any(
+        other is not fault and other.start <= next_end and other.end > fault.end for other in faults
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -21,7 +21,6 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     byte_count: int = 0
-    is_half_closed: bool = False
 
 
 class Link:
@@ -83,7 +82,6 @@ class Link:
     def half_close(self) -> None:
         """Tell the clients of all connections that the server says nothing more, and hear them."""
         for connection in self._connections:
-            connection.is_half_closed = True
             with contextlib.suppress(OSError, RuntimeError):
                 connection.client.write_eof()
 
@@ -161,24 +159,29 @@ class Link:
     async def _carry(
         self, reader: asyncio.StreamReader, connection: _Connection, *, to_client: bool
     ) -> None:
-        loop = asyncio.get_running_loop()
-        writer = connection.client if to_client else connection.server
-        due = 0.0
+        writer, due = connection.client if to_client else connection.server, 0.0
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
-                if self._random.random() < self.loss:
-                    self.losses += 1
+                if self._is_lost() or (to_client and self._truncates(connection, data)):
                     return
-                if self.is_black_hole or (to_client and connection.is_half_closed):
-                    continue
-                if to_client and self._truncates(connection, data):
-                    return
-                if self.rate:
-                    await asyncio.sleep(len(data) / self.rate)
-                delay_s = self.delay_s + self._random.uniform(0, self.jitter_s)
-                # Times that are equal would lose the order.
-                due = max(due + 1e-6, loop.time() + delay_s)
-                loop.call_at(due, _write, writer, data)
+                if not self.is_black_hole:
+                    due = await self._send(writer, data, due)
+
+    async def _send(self, writer: asyncio.StreamWriter, data: bytes, last_due: float) -> float:
+        """Write a piece when it is due, after that of `last_due`; returns when that is."""
+        if self.rate:
+            await asyncio.sleep(len(data) / self.rate)
+        loop = asyncio.get_running_loop()
+        delay_s = self.delay_s + self._random.uniform(0, self.jitter_s)
+        # Times that are equal would lose the order.
+        due = max(last_due + 1e-6, loop.time() + delay_s)
+        loop.call_at(due, _write, writer, data)
+        return due
+
+    def _is_lost(self) -> bool:
+        is_lost = self._random.random() < self.loss
+        self.losses += is_lost
+        return is_lost
 
     def _truncates(self, connection: _Connection, data: bytes) -> bool:
         """Whether a connection ends within this piece, of which it then carries a part."""

@@ -27,6 +27,7 @@ from fusewire.testing.model_script import (
     FaultKind,
     Model,
     ModelScript,
+    Refusal,
     Script,
 )
 
@@ -169,6 +170,13 @@ def _cut_tokens(tokens: list[str], fault: Fault) -> list[str]:
     return tokens[: len(tokens) // 2 if fault.kind == "truncate" else fault.tokens]
 
 
+def _fate(refusal: Refusal | None, fault: Fault | None) -> str:
+    """What befalls a request, for its record."""
+    if refusal:
+        return "refused"
+    return fault.kind if fault else ""
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection: one request at a time, further ones wait in the buffer."""
 
@@ -248,8 +256,8 @@ class Connection(asyncio.Protocol):
         refusal = model.refusal(body)
         fault = None if refusal else model.next_fault()
         if server.script.recording:
-            fate = "refused" if refusal else fault.kind if fault else ""
             text = head.decode("latin-1")
+            fate = _fate(refusal, fault)
             stats.recorded.append(
                 RecordedRequest(name, key, text, body, request.fields, time.time(), fate)
             )
