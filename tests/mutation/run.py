@@ -66,7 +66,7 @@ PARTS = {
         ),
         (
             *_tests("shared", "sse"),
-            *_tests("ingest", "jsonl", "strict_json"),
+            *_tests("ingest", "jsonl", "admission", "batch_line"),
             *_tests("judge", "verdict"),
         ),
     ),
@@ -93,7 +93,7 @@ PARTS = {
     ),
     "shared": Part(
         tuple(f"fusewire/{name}.py" for name in ("fence", "ids", "pricing", "answer_form")),
-        _tests("shared", "fence", "pricing", "ids", "answer_form"),
+        _tests("shared", "fence", "pricing", "identifiers", "answer_form"),
     ),
 }
 
