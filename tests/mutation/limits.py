@@ -4,6 +4,9 @@ Loaded by `tests/mutation/run.py` alone.
 """
 
 import json
+import os
+import resource
+import time
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +18,16 @@ MOST_EXAMPLES = 15
 """Examples of a property test; `make test` draws more."""
 MOST_STEPS = 20
 """Steps of a state machine."""
+MOST_CPU_S = 20
+"""Processor time of one mutant's tests; one that takes more is taken for an endless loop."""
+
+
+def pytest_sessionstart() -> None:
+    """Count processor time, of which a busy machine does not make more."""
+    if "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", ""):
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        most = int(time.process_time()) + MOST_CPU_S
+        resource.setrlimit(resource.RLIMIT_CPU, (most if hard < 0 else min(most, hard), hard))
 
 
 @pytest.hookimpl(trylast=True)
