@@ -16,12 +16,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge services/console cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/chaos tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/chaos tests/e2e tests/bench tests/fuzz tests/mutation $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz audit sbom lock docs clean
+.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz mutation audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -145,10 +145,15 @@ image-check: setup ## build all images with buildah, and run a batch through the
 soak-edge: setup ## keep an edge worker busy for MINUTES (20) and see whether it grows; writes build/soak-edge.json
 	@MINUTES=$(or $(MINUTES),20) $(BIN)/python tests/bench/soak_edge.py
 
-fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
-	@for target in gguf safetensors config; do \
-		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
+fuzz: setup ## fuzz what reads model files and strangers' text, SECONDS (60) each, and run state machines for EXAMPLES (300)
+	@for target in models:gguf models:safetensors models:config models:onnx parsers:jsonl parsers:sse parsers:stream parsers:verdict; do \
+		$(BIN)/python tests/fuzz/$${target%:*}.py $${target#*:} --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
+	@MACHINE_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest -o timeout=0 tests/conformance/test_fan_in_machine.py \
+		tests/conformance/test_ledger_machine.py tests/conformance/test_outbox_machine.py
+
+mutation: setup ## break pure code and count what no unit test notices, or in some PARTS; writes build/mutation.json
+	@$(BIN)/python tests/mutation/run.py $(PARTS)
 
 audit: setup ## look for known vulnerabilities of what is locked, now; make check does so once a day
 	@rm -f build/audit.json && $(BIN)/python tests/lint/audit.py

@@ -4,28 +4,24 @@ Coverage guides the changes (libFuzzer through atheris), from whole tiny files. 
 not refused as it should be is left in build/fuzz, with the traceback on the screen.
 """
 
-import argparse
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]  # it publishes none
+from fuzzing import Target, main
 
 with atheris.instrument_imports(include=["fusewire_worker_edge"]):
+    from fusewire_worker_edge.graph_check import graph_problem
     from fusewire_worker_edge.importers import ModelImportError
     from fusewire_worker_edge.importers.gguf import GgufFile
     from fusewire_worker_edge.importers.gguf_header import MAGIC
     from fusewire_worker_edge.importers.snapshot import Snapshot
 
+from onnx import TensorProto, helper
+
 from fusewire.testing.tiny_gguf import write_gguf
 from fusewire.testing.tiny_snapshot import write_snapshot
 
-BUILD = Path(__file__).parents[2] / "build" / "fuzz"
-MEMORY_MB, INPUT_S = 2048, 20
-"""More memory or time for one input is a fault as well."""
-
-Target = Callable[[bytes, Path], None]
+GRAPH_FILES = {"model.onnx_data"}
 
 
 def gguf(data: bytes, folder: Path) -> None:
@@ -53,11 +49,38 @@ def config(data: bytes, folder: Path) -> None:
     Snapshot(folder)
 
 
-TARGETS: dict[str, Target] = {"gguf": gguf, "safetensors": safetensors, "config": config}
+def onnx(data: bytes, folder: Path) -> None:
+    """The check of an ONNX graph: a problem as a part of a sentence, or none."""
+    problem = graph_problem(data, GRAPH_FILES)
+    assert problem is None or problem.startswith(("is ", "uses ", "has ", "keeps "))
+
+
+TARGETS: dict[str, Target] = {
+    "gguf": gguf,
+    "safetensors": safetensors,
+    "config": config,
+    "onnx": onnx,
+}
+
+
+def _graph() -> bytes:
+    """A small graph with what the check looks for: a subgraph, external data, domains."""
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "branch", [], [])
+    weights = TensorProto(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value="model.onnx_data")
+    nodes = [
+        helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch),
+        helper.make_node("MatMulNBits", ["a"], ["b"], domain="com.microsoft", K=8),
+    ]
+    graph = helper.make_graph(nodes, "graph", [], [], initializer=[weights])
+    return bytes(helper.make_model(graph).SerializeToString())
 
 
 def seeds(name: str, folder: Path, corpus: Path) -> None:
     """Write whole inputs into `corpus`, and into `folder` what stands around them."""
+    if name == "onnx":
+        (corpus / "graph.onnx").write_bytes(_graph())
+        return
     if name == "gguf":
         for architecture in ("llama", "qwen3", "gemma3"):
             path = corpus / f"{architecture}.gguf"
@@ -78,45 +101,5 @@ def seeds(name: str, folder: Path, corpus: Path) -> None:
                 (corpus / f"{architecture}{path.suffix}").write_bytes(path.read_bytes())
 
 
-def main() -> None:
-    """Fuzz one target until its time or runs are over; exits with 1 if an input passed."""
-    parser = argparse.ArgumentParser(description="Fuzz what reads model files.")
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--seconds", type=int, default=0, help="how long; 0 is without end")
-    parser.add_argument("--runs", type=int, default=-1, help="how many inputs; -1 is without end")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=BUILD,
-        help="where to work, and to leave what was not refused",
-    )
-    options = parser.parse_args()
-    # Here and not in a temporary folder: libFuzzer ends the process, and nothing would remove it.
-    root = options.folder / options.target
-    shutil.rmtree(root, ignore_errors=True)
-    folder, corpus = root / "model", root / "corpus"
-    folder.mkdir(parents=True)
-    corpus.mkdir()
-    seeds(options.target, folder, corpus)
-    target = TARGETS[options.target]
-
-    def one(data: bytes) -> None:
-        try:
-            target(data, folder)
-        except ModelImportError as exc:
-            if not str(exc):
-                raise AssertionError("it was refused without a reason") from exc
-
-    largest = max(path.stat().st_size for path in corpus.iterdir())
-    limits = [f"-max_len={2 * largest}", f"-rss_limit_mb={MEMORY_MB}", f"-timeout={INPUT_S}"]
-    lasts = [
-        f"-max_total_time={options.seconds}",
-        f"-runs={options.runs}",
-        f"-artifact_prefix={options.folder}/",
-    ]
-    atheris.Setup([sys.argv[0], str(corpus), *limits, *lasts], one)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    main(TARGETS, (ModelImportError,), seeds)

@@ -190,12 +190,12 @@ class LedgerLease:
         if remaining > timedelta(0):
             raise EntryBusy(remaining.total_seconds())
         self._ended_calls = await self._find_ended(tuple(entry.calls))
+        # Those that have ended stay in the entry: who takes over next has to ask for them too.
         self._calls = {
-            call: task_calls.abandon()
+            call: task_calls if call in self._ended_calls else task_calls.abandon()
             for call, task_calls in entry.calls.items()
-            if call not in self._ended_calls
         }
-        if self._calls:
+        if self._calls.keys() - set(self._ended_calls):
             await self._put(self._terms.clock() + self._terms.duration)
             reach(CrashPoint.REMOTE_TAKEN_OVER)
 
@@ -203,7 +203,7 @@ class LedgerLease:
         """Take earlier calls without a candidate as sent, with an unknowable result."""
         self._ended_calls = await self._find_ended(self._earlier) if self._earlier else ()
         lost_call = TaskCalls(started_at=self._terms.clock()).abandon()
-        self._calls = {call: lost_call for call in self._earlier if call not in self._ended_calls}
+        self._calls = dict.fromkeys(self._earlier, lost_call)
 
     async def _change(self, call: str, task_calls: TaskCalls) -> None:
         """Write one call's change, together with all others that wait to be written."""

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.admission.jsonl import lines
+from fusewire_ingest.admission.jsonl import BOM, lines, located_lines
+from fusewire_ingest.admission.refusal import RefusedError
 
 LIMIT = 12
 LINE = st.binary(max_size=20) | st.text("é{}\r \t\ufeff", max_size=8).map(str.encode)
@@ -71,3 +72,52 @@ async def test_a_long_line_is_cut_so_that_its_parser_refuses_it_and_the_next_is_
 
 async def test_a_line_of_just_the_limit_is_whole() -> None:
     assert await split([b"x" * LIMIT + b"\n"], LIMIT) == [(1, b"x" * LIMIT)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # Cut to the limit, each of these was a line that fits, or none.
+        BOM + b"x" * LIMIT + b"y",
+        b"x" * LIMIT + b"\ry",
+        BOM + b"x" * (LIMIT - 2) + b"yyyyy",
+        b" " * (LIMIT + 4) + b"x",
+        b"\r" * (LIMIT + 4) + b"x",
+    ],
+)
+async def test_no_cut_makes_a_line_fit_or_vanish(line: bytes) -> None:
+    ((number, cut),) = await split([line], LIMIT)
+
+    assert (number, len(cut)) == (1, LIMIT + 1)
+
+
+@pytest.mark.parametrize("line", [BOM + b"x" * LIMIT, b"x" * LIMIT + b"\r", b"x" * LIMIT + b"\r\r"])
+async def test_what_is_stripped_does_not_count(line: bytes) -> None:
+    assert await split([line + b"\n"], LIMIT) == [(1, b"x" * LIMIT)]
+
+
+@given(
+    parts=st.lists(LINE, max_size=6),
+    cuts=st.lists(st.integers(0, 150), max_size=8),
+)
+async def test_a_line_is_read_again_at_its_offset(parts: list[bytes], cuts: list[int]) -> None:
+    body = b"\n".join(parts)
+    at = [0, *sorted(min(c, len(body)) for c in cuts), len(body)]
+
+    async def stream() -> AsyncIterator[bytes]:
+        for a, b in pairwise(at):
+            yield body[a:b]
+
+    async for number, offset, line in located_lines(stream(), LIMIT):
+        assert body[offset : offset + len(line)] == line
+        assert body[:offset].removesuffix(BOM).count(b"\n") == number - 1
+
+
+async def test_more_lines_than_there_may_be_are_refused() -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"a\n\nb\n"
+
+    assert [number async for number, _ in lines(stream(), LIMIT, most=3)] == [1, 3]
+    with pytest.raises(RefusedError, match="more than 2 lines") as refused:
+        _ = [number async for number, _ in lines(stream(), LIMIT, most=2)]
+    assert refused.value.code == "invalid_request"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusewire.contracts import Candidate, Gold, Outcome, RecordedAnswer, Usage
+from fusewire.contracts import (
+    CallFailure,
+    Candidate,
+    Gold,
+    Outcome,
+    RecordedAnswer,
+    ToolCall,
+    Usage,
+)
 from fusewire.contracts.degraded import DegradedReason
 from fusewire.store.queries import FusionStatus, as_reply
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
@@ -322,6 +330,40 @@ def test_what_was_recorded(fields: dict[str, Any], code: str | None, content: st
 
     assert (candidate.error.code if candidate.error else None, candidate.content) == (code, content)
     assert (candidate.provider, candidate.attempts, candidate.finished_at) == ("recorded", 0, NOW)
+
+
+def test_a_recorded_answer_is_a_whole_candidate() -> None:
+    calls = (ToolCall(id="c1", name="clock", arguments="{}"),)
+    known = {"member": "a", "model": "m-a", "prompt_tokens": 9, "completion_tokens": 4}
+    answer = RecordedAnswer(**known, content="4", tool_calls=calls, latency_ms=1500, cost_usd=2.0)
+    prompt = make_prompt(recorded=(answer,))
+    expected = make_candidate(
+        "4",
+        "a",
+        prompt=prompt,
+        provider="recorded",
+        tool_calls=calls,
+        finish_reason="stop",
+        usage={"prompt_tokens": 9, "completion_tokens": 4},
+        cost_usd=2.0,
+        price_version=None,
+        attempts=0,
+        started_at=NOW - timedelta(seconds=1.5),
+        finished_at=NOW,
+    )
+    assert list(replay.candidates(prompt, make_plan(prompt), NOW)) == [expected]
+
+    failed = answer.model_copy(update={"error_code": "timeout"})
+    prompt = make_prompt(recorded=(failed,))
+    (candidate,) = replay.candidates(prompt, make_plan(prompt), NOW)
+    assert candidate == expected.model_copy(
+        update={
+            "content": None,
+            "tool_calls": (),
+            "finish_reason": None,
+            "error": CallFailure(code="timeout", message="as recorded", retryable=False),
+        }
+    )
 
 
 # -- what it says first -----------------------------------------------------------------------

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusewire.contracts import ExcludedMember, Sampling, ToolCall
+from fusewire.contracts import ExcludedMember, Sampling, Tool, ToolCall
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_member
+from fusewire_judge.model import Ask
+from fusewire_judge.strategies.decide import decide
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -260,6 +262,32 @@ def test_a_gate_that_can_no_longer_open_is_not_waited_for(begin: Begin) -> None:
             play.prompt.messages,
         )
     assert play.rounds[0].deadline_at == play.plan.panel_deadline_at
+
+
+def test_a_second_wave_is_asked_as_the_first_was_but_for_the_seed(begin: Begin) -> None:
+    tools = (Tool(name="clock", parameters={"type": "object"}),)
+    fields = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    sampling = Sampling(temperature=0.7, seed=3)
+    play = say_samples(
+        begin_gated(begin, prompt={**fields, "sampling": sampling}), "e", "4", "5", "6"
+    )
+
+    decision = decide(play.case, play.now)
+
+    assert isinstance(decision, Ask)
+    assert (decision.number, decision.until) == (1, play.plan.panel_deadline_at)
+    for call, member in zip(decision.calls, ("x", "y"), strict=True):
+        assert {name: getattr(call, name) for name in fields} == fields
+        assert call.sampling == sampling.model_copy(update={"seed": None})
+        assert (call.model, call.member) == (f"m-{member}", member)
+
+
+def test_the_gate_reads_answers_as_the_prompt_s_schema_says(begin: Begin) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    play = begin_gated(begin, prompt={"sampling": Sampling(response_schema=schema)})
+    bare, fenced = '{"city": "Oslo"}', '```json\n{ "city":"Oslo" }\n```'
+
+    assert say_samples(play, "e", fenced, bare, fenced).closed_by() == "gate"
 
 
 def test_the_gate_is_waited_for_half_of_the_panel_s_time_at_most(begin: Begin) -> None:

@@ -25,7 +25,8 @@ async def located_lines(
     Args:
         chunks: the stream, cut anywhere.
         limit: a line longer than this is cut to `limit + 1` bytes, so that the parser
-            refuses it, and no line can fill the memory.
+            refuses it, and no line can fill the memory. More than two carriage returns at its
+            end count.
         most: the most lines, blank ones included.
 
     Raises:
@@ -40,7 +41,7 @@ async def located_lines(
         while (end := chunk.find(b"\n", start)) >= 0:
             _check_count(number, most)
             _append(buffer, chunk[start:end], limit)
-            if line := _strip(buffer, number):
+            if line := _strip(buffer, number, limit):
                 yield number, _skip_bom(line_offset, buffer, number), line
             buffer.clear()
             number += 1
@@ -48,7 +49,7 @@ async def located_lines(
             line_offset = chunk_offset + start
         _append(buffer, chunk[start:], limit)
         chunk_offset += len(chunk)
-    if line := _strip(buffer, number):
+    if line := _strip(buffer, number, limit):
         yield number, _skip_bom(line_offset, buffer, number), line
 
 
@@ -66,14 +67,22 @@ def _skip_bom(offset: int, buffer: bytearray, number: int) -> int:
 
 
 def _append(buffer: bytearray, part: bytes, limit: int) -> None:
-    room = limit + 1 - len(buffer)
+    room = _most_kept(limit) - len(buffer)
     if room > 0:
         buffer += part[:room]
 
 
-def _strip(buffer: bytearray, number: int) -> bytes:
-    """The line without byte order mark and carriage return; empty if it is blank."""
-    line = bytes(buffer).rstrip(b"\r")
+def _most_kept(limit: int) -> int:
+    return limit + 1 + len(BOM)
+
+
+def _strip(buffer: bytearray, number: int, limit: int) -> bytes:
+    """Return the line without byte order mark and carriage return; empty if it is blank."""
+    line = bytes(buffer)
     if number == 1:
         line = line.removeprefix(BOM)
-    return line if line.strip() else b""
+    if len(buffer) >= _most_kept(limit):
+        # Whatever follows is unknown: a cut line is neither blank nor one that fits.
+        return line[: limit + 1]
+    line = line.rstrip(b"\r")
+    return line[: limit + 1] if line.strip() else b""
