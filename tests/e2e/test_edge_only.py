@@ -391,6 +391,7 @@ def secret_places(stack: Stack, places: Places) -> Places:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_no_byte_of_edge_only_content_is_found_beyond_the_edge_and_no_key_anywhere(
     tmp_path: Path, server: FakeServer, tiny_folder: Path
 ) -> None:

@@ -38,9 +38,9 @@ def _inflate(data: bytes) -> Iterator[bytes]:
     """The beginning of each part of data that is compressed."""
     for match in _COMPRESSED.finditer(data) if len(data) <= _MOST_SEARCHED else ():
         start = match.start()
-        packed = data[start : start + _MOST_PACKED]
+        part = data[start : start + _MOST_PACKED]
         try:
-            inner = zlib.decompressobj(wbits=47).decompress(packed, _MOST_INFLATED)
+            inner = zlib.decompressobj(wbits=47).decompress(part, _MOST_INFLATED)
         except zlib.error:
             continue
         if len(inner) >= _LEAST_INFLATED:
@@ -53,10 +53,14 @@ def find(places: Mapping[str, Iterable[bytes]], canaries: Iterable[str]) -> set[
     results = set()
     for place, chunks in places.items():
         for chunk in chunks:
-            results |= {(place, form) for form in _matches(chunk, patterns)}
-            for inner in _inflate(chunk):
-                results |= {(place, f"packed {form}") for form in _matches(inner, patterns)}
+            results |= {(place, form) for form in _all_matches(chunk, patterns)}
     return results
+
+
+def _all_matches(data: bytes, patterns: Sequence[tuple[str, bytes]]) -> Iterator[str]:
+    yield from _matches(data, patterns)
+    for inner in _inflate(data):
+        yield from (f"packed {form}" for form in _matches(inner, patterns))
 
 
 def _matches(data: bytes, patterns: Sequence[tuple[str, bytes]]) -> Iterator[str]:
