@@ -31,7 +31,7 @@ from fusewire.contracts import ContractError, Wire
 from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import StartupError, Transient, UnacceptableMessage
 from fusewire.settings import Nats
-from fusewire.tasks import BackgroundTasks
+from fusewire.tasks import BackgroundTasks, cancel
 from fusewire.topology import (
     ATTEMPT_BUCKET,
     CARRIERS,
@@ -242,6 +242,17 @@ class Bus:
             if self._client:
                 with contextlib.suppress(NatsError, OSError, TimeoutError):
                     await self._client.close()
+        await self._end_reconnecting()
+
+    async def _end_reconnecting(self) -> None:
+        """End nats-py's attempts to reconnect, which it cancels once while it closes.
+
+        An attempt that fails just then drops that (see `tasks.cancel`): a closed connection would
+        be tried again for ever, and the event loop could not end.
+        """
+        # nats-py has no public name for it.
+        if self._client and (task := self._client._reconnection_task):  # noqa: SLF001 - see above
+            await cancel([task])
 
     @property
     def is_connected(self) -> bool:

@@ -26,6 +26,7 @@ from fusewire.contracts import PRIORITIES
 from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.pull import PullConsumer
+from fusewire.tasks import cancel
 from fusewire.topology import PRIORITY, Durable
 
 log = structlog.get_logger(__name__)
@@ -65,10 +66,7 @@ class Loop:
         if self._task:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._task), drain_s)
-            tasks = [self._task, *self.running()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel([self._task, *self.running()])
 
     def running(self) -> list[asyncio.Task[None]]:
         """Handlers that run apart from the loop."""

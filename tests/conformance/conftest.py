@@ -26,12 +26,14 @@ from fusewire.service import Host, Service
 from fusewire.settings import Database, Http, Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
+from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import Stack, build_service
+from fusewire_console import service as console_service
 
 MakeBus = Callable[..., Awaitable[Bus]]
 MakeSettings = Callable[..., Settings]
@@ -304,11 +306,13 @@ async def running() -> Running:
 
 
 @pytest.fixture
-async def console_alone() -> ConsoleRunning:
+async def console_alone(monkeypatch: pytest.MonkeyPatch) -> ConsoleRunning:
     """Runs the console without an API: `async with console_alone(settings) as web`.
 
     `web` is a session of a client at the console's address.
     """
+    # A page that takes long on a busy machine is no error.
+    monkeypatch.setattr(console_service, "TIMEOUT_S", PATIENCE_S)
 
     @contextlib.asynccontextmanager
     async def run(

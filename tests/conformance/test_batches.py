@@ -370,9 +370,8 @@ async def test_a_batch_may_hold_its_requests(http: Http) -> None:
     assert (status, reply["error"]["code"]) == (409, "idempotency_conflict")
 
 
-@pytest.mark.parametrize(
-    ("changed", "code", "param"),
-    [
+async def test_a_bad_batch_of_requests_is_refused(door: Http) -> None:
+    cases: tuple[tuple[dict[str, Any], str, str], ...] = (
         ({"requests": []}, "invalid_request", "requests"),
         ({"requests": [REQUEST] * 1_001}, "invalid_request", "requests"),
         ({"requests": [{**REQUEST, "custom_id": 1}]}, "invalid_request", "requests.0.custom_id"),
@@ -380,15 +379,13 @@ async def test_a_batch_may_hold_its_requests(http: Http) -> None:
         ({"provider": {"only": ["x"]}}, "unsupported_parameter", "provider"),
         ({"endpoint": "/v1/embeddings"}, "invalid_request", "endpoint"),
         ({"completion_window": "9d"}, "invalid_request", "completion_window"),
-    ],
-)
-async def test_a_bad_batch_of_requests_is_refused(
-    door: Http, changed: dict[str, Any], code: str, param: str
-) -> None:
-    status, reply = await asked(door, "POST", "/batches", json={**REQUESTS, **changed})
+    )
+    for changed, code, param in cases:
+        status, reply = await asked(door, "POST", "/batches", json={**REQUESTS, **changed})
 
-    assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, code, param)
-    assert (await asked(door, "GET", "/files"))[1]["data"] == []
+        error = (reply["error"]["code"], reply["error"]["param"])
+        assert (status, *error) == (400, code, param), changed.keys()
+        assert (await asked(door, "GET", "/files"))[1]["data"] == []
 
 
 async def test_a_file_s_lines_name_their_own_models(door: Http) -> None:

@@ -649,3 +649,30 @@ async def test_a_timer_outlives_the_server(bus: Bus, nats: NatsServer) -> None:
         return False
 
     await eventually(is_due)
+
+
+async def test_an_attempt_to_reconnect_that_drops_its_cancellation_ends_with_the_bus(
+    make_bus: MakeBus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `asyncio.wait_for` drops one until Python 3.12 (python/cpython#86296)."""
+    bus = await make_bus()
+    client = bus.client
+    attempts: list[bool] = []
+
+    async def connect(_client: Client, _server: object) -> None:
+        attempts.append(True)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if len(attempts) > 1:
+                raise
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(Client, "_connect_to_server", connect)
+    await nats.kill()
+    await eventually(lambda: attempts)
+    await bus.stop()
+
+    assert len(attempts) == 2
+    assert client._reconnection_task is not None
+    assert client._reconnection_task.done()

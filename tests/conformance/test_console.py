@@ -9,9 +9,8 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from fusewire.settings import Database, Nats, Settings
+from fusewire.settings import Database, Settings
 from fusewire.store.engine import Store
-from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 
 MakeSettings = Callable[..., Settings]
@@ -25,17 +24,17 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    return make_settings(database=database, nats=Nats(url=nats.url))
+def settings(make_settings: MakeSettings, database: Database) -> Settings:
+    return make_settings(database=database)
 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The console on 120 planted outcomes."""
     await fill(store, TRUTH, 120, 1)
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         yield web
 
 

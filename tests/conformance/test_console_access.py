@@ -230,17 +230,22 @@ async def test_signing_out_forgets_the_key(web: aiohttp.ClientSession) -> None:
     assert (await get(web, "/sign-out"))[0] == 405
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil", "/\t/evil", "", "x"],
-)
 async def test_signing_in_leads_nowhere_else(
-    web: aiohttp.ClientSession, settings: Settings, store: Store, path: str
+    web: aiohttp.ClientSession, settings: Settings, store: Store
 ) -> None:
     key = await add_key(settings, store, "acme")
-    assert (await sign_in(web, key, path))[2]["location"] == "/"
-    async with web.get("/sign-in", params={"next": path}) as response:
-        assert 'name="next" value="/"' in await response.text()
+    for path in (
+        "https://evil.example",
+        "//evil.example",
+        "/\\evil.example",
+        "\\\\evil",
+        "/\t/evil",
+        "",
+        "x",
+    ):
+        assert (await sign_in(web, key, path))[2]["location"] == "/", path
+        async with web.get("/sign-in", params={"next": path}) as response:
+            assert 'name="next" value="/"' in await response.text(), path
 
 
 async def test_behind_a_link_of_another_page_the_form_asks_once_more_for_the_cookie(
@@ -333,9 +338,8 @@ async def test_another_tenant_may_be_the_operator(
 # -- what other pages may have a browser do ---------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("headers", "is_taken"),
-    [
+async def test_only_forms_of_the_console_are_taken(web: aiohttp.ClientSession) -> None:
+    for headers, is_taken in (
         ({"sec-fetch-site": "same-origin", "origin": "null"}, True),
         ({"sec-fetch-site": "same-site"}, False),
         ({"sec-fetch-site": "cross-site"}, False),
@@ -344,20 +348,16 @@ async def test_another_tenant_may_be_the_operator(
         ({"origin": "null"}, False),
         ({"origin": "http://["}, False),
         ({"origin": ""}, False),
-    ],
-)
-async def test_only_forms_of_the_console_are_taken(
-    web: aiohttp.ClientSession, headers: dict[str, str], is_taken: bool
-) -> None:
-    async with web.post("/sign-out", headers=headers, allow_redirects=False) as response:
-        assert response.status == (303 if is_taken else 403)
-        assert ("set-cookie" in response.headers) == is_taken
+    ):
+        async with web.post("/sign-out", headers=headers, allow_redirects=False) as response:
+            assert response.status == (303 if is_taken else 403), headers
+            assert ("set-cookie" in response.headers) == is_taken, headers
 
 
-@pytest.mark.parametrize("host", ["[::1", "", ":80", "a b", "a/b"])
-async def test_what_is_no_host_is_refused(web: aiohttp.ClientSession, host: str) -> None:
-    status, body, _ = await get(web, "/sign-in", host=host)
-    assert status in (400, 403), body
+async def test_what_is_no_host_is_refused(web: aiohttp.ClientSession) -> None:
+    for host in ("[::1", "", ":80", "a b", "a/b"):
+        status, body, _ = await get(web, "/sign-in", host=host)
+        assert status in (400, 403), (host, body)
 
 
 async def test_a_null_character_never_comes_to_the_database(

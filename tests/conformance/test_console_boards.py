@@ -17,11 +17,10 @@ from fusewire.analysis.reports.judge import judge_report
 from fusewire.analysis.reports.leaderboard import rank_by_wins
 from fusewire.analysis.reports.period import Period, parse_period
 from fusewire.analysis.reports.pool import pool_report
-from fusewire.settings import Database, Nats, Settings
+from fusewire.settings import Database, Settings
 from fusewire.store.analyst import Analyst
 from fusewire.store.engine import Store
 from fusewire.store.sums import bucket_bounds
-from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.report import reading
 from fusewire_cli.report.reading import ReportFilter
@@ -51,13 +50,13 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    return make_settings(database=database, nats=Nats(url=nats.url))
+def settings(make_settings: MakeSettings, database: Database) -> Settings:
+    return make_settings(database=database)
 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The console on 300 planted outcomes in each of two pools, with votes on some."""
     await fill(store, TRUTH, 300, 1)
@@ -70,15 +69,15 @@ async def web(
                 " 'judge' AND winner IS NOT NULL"
             )
         )
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         yield web
 
 
 @pytest.fixture
 async def empty_web(
-    settings: Settings, console: ConsoleRunning
+    settings: Settings, console_alone: ConsoleRunning
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         yield web
 
 
@@ -126,25 +125,23 @@ def read(html: str) -> _TableReader:
     return reader
 
 
-@pytest.mark.parametrize(
-    "sql", [judge.VERDICTS, judge.LABELS, judge.VOTES, pools.CLOSINGS, pools.RIGHTS]
-)
-async def test_rows_that_are_no_sums_are_looked_up(store: Store, sql: str) -> None:
+async def test_rows_that_are_no_sums_are_looked_up(store: Store) -> None:
     """However many outcomes there are, the newest are found by an index, and votes by outcome."""
     await fill(store, TRUTH, 100, 1)
-    async with store.read() as connection:
-        explain = "EXPLAIN QUERY PLAN " if store.is_sqlite else "EXPLAIN "
-        if not store.is_sqlite:
-            # Small tables are read whole, unless that is forbidden.
-            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        rows = await connection.exec_driver_sql(explain + sql.replace(":pool", "'p'"))
-        steps = [str(row[-1]).strip() for row in rows]
-    if sql != judge.VOTES:
-        assert [step for step in steps if "ix_outcomes_pool" in step]
-        assert not [step for step in steps if re.search("SCAN (o|a|v)$|Seq Scan", step)]
-    elif store.is_sqlite:
-        assert [step for step in steps if step.startswith("SEARCH o")]
-        assert not [step for step in steps if "ix_outcomes_pool" in step]
+    for sql in (judge.VERDICTS, judge.LABELS, judge.VOTES, pools.CLOSINGS, pools.RIGHTS):
+        async with store.read() as connection:
+            explain = "EXPLAIN QUERY PLAN " if store.is_sqlite else "EXPLAIN "
+            if not store.is_sqlite:
+                # Small tables are read whole, unless that is forbidden.
+                await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            rows = await connection.exec_driver_sql(explain + sql.replace(":pool", "'p'"))
+            steps = [str(row[-1]).strip() for row in rows]
+        if sql != judge.VOTES:
+            assert [step for step in steps if "ix_outcomes_pool" in step], sql
+            assert not [step for step in steps if re.search("SCAN (o|a|v)$|Seq Scan", step)], sql
+        elif store.is_sqlite:
+            assert [step for step in steps if step.startswith("SEARCH o")]
+            assert not [step for step in steps if "ix_outcomes_pool" in step]
 
 
 async def test_the_leaderboard_has_the_figures_of_the_report(
@@ -249,10 +246,10 @@ async def test_the_value_of_a_pool_is_that_of_the_report(
 
 
 async def test_what_is_missing_is_said_with_the_command_that_gives_it(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> None:
     await fill(store, replace(TRUTH, gold_share=0.0, open_share=0.0), 60, 1)
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         pools = read(await page(web, "/pools?pool=p")).text
         board = read(await page(web, "/leaderboard?pool=p")).text
         judge = read(await page(web, "/judge?pool=small")).text

@@ -11,10 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from fusewire.analysis.compare import Rules, words
-from fusewire.settings import Database, Nats, Settings
+from fusewire.settings import Database, Settings
 from fusewire.store.analyst.comparisons import Selection
 from fusewire.store.engine import Store
-from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.compare import command
 from fusewire_console.access import Access, Visitor
@@ -38,18 +37,18 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    return make_settings(database=database, nats=Nats(url=nats.url))
+def settings(make_settings: MakeSettings, database: Database) -> Settings:
+    return make_settings(database=database)
 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, console_alone: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The console on 400 planted prompts, whose outcomes of both pools it may all compare."""
     monkeypatch.setattr(compare, "MOST_OUTCOMES", 1000)
     await fill(store, TRUTH, 400, 1)
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         yield web
 
 
@@ -115,9 +114,8 @@ async def test_a_choice_stands_in_the_address(
     assert words.quality(only.header)[0] in unescape(html)
 
 
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
+async def test_what_cannot_be_compared_is_told(web: aiohttp.ClientSession) -> None:
+    for query, message in (
         ("a=alpha&b=alpha", "alpha would be compared with itself"),
         ("a=alpha&b=absent", "no outcome has the model absent"),
         ("kind=pools&a=p&b=alpha", "no outcome has the pool alpha"),
@@ -128,12 +126,8 @@ async def test_a_choice_stands_in_the_address(
         ("kind=pools", "Choose two pools"),
         ("a=alpha&b=beta&pool=absent", "No prompt has outcomes of both"),
         ("kind=rivers&a=alpha&b=beta", "SHIP B: beta"),
-    ],
-)
-async def test_what_cannot_be_compared_is_told(
-    web: aiohttp.ClientSession, query: str, message: str
-) -> None:
-    assert message in plain(await page(web, f"/compare?{query}"))
+    ):
+        assert message in plain(await page(web, f"/compare?{query}")), query
 
 
 async def test_only_the_newest_outcomes_are_compared(
@@ -152,27 +146,28 @@ async def test_only_the_newest_outcomes_are_compared(
 
 
 async def test_an_empty_database_says_what_to_do(
-    settings: Settings, console: ConsoleRunning
+    settings: Settings, console_alone: ConsoleRunning
 ) -> None:
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         assert "Nothing to compare yet" in await page(web, "/compare")
         assert "Nothing to compare yet" in await page(web, "/compare?kind=pools&a=p&b=q")
 
 
-@pytest.mark.parametrize(
-    "sentence", [HOSTILE, "x" * 100_000, "e" + "\u0301" * 500, "\u202eevil\u202c \u05d0\u05d1"]
-)
-async def test_what_is_stored_is_shown_as_text(
-    web: aiohttp.ClientSession, store: Store, sentence: str
-) -> None:
-    async with store.write() as connection:
-        await connection.execute(text("UPDATE outcomes SET reason = :it"), {"it": sentence})
-    html = await page(web, f"/compare?a=alpha&b=beta&since={HOSTILE}")
-    assert HOSTILE not in html
-    html = await page(web, "/compare?a=alpha&b=beta")
-    assert HOSTILE not in html
-    assert sentence[:100] in unescape(html)
-    assert len(html) < 100_000
+async def test_what_is_stored_is_shown_as_text(web: aiohttp.ClientSession, store: Store) -> None:
+    for sentence in (
+        HOSTILE,
+        "x" * 100_000,
+        "e" + "\u0301" * 500,
+        "\u202eevil\u202c \u05d0\u05d1",
+    ):
+        async with store.write() as connection:
+            await connection.execute(text("UPDATE outcomes SET reason = :it"), {"it": sentence})
+        html = await page(web, f"/compare?a=alpha&b=beta&since={HOSTILE}")
+        assert HOSTILE not in html
+        html = await page(web, "/compare?a=alpha&b=beta")
+        assert HOSTILE not in html
+        assert sentence[:100] in unescape(html)
+        assert len(html) < 100_000
 
 
 async def test_a_tenant_may_not_compare(

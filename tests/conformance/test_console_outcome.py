@@ -203,9 +203,16 @@ async def test_deleted_texts_are_said_and_figures_stay(web: Web, store: Store) -
     await page(web, f"/outcomes/{row['fusion_id']}/answers/alpha.txt", 404)
 
 
-@pytest.mark.parametrize("name", ["absent", "..%2f..", "%252e", "f" * 5000, "Ä", "a b"])
-async def test_what_is_unknown_is_no_error_of_ours(web: Web, name: str) -> None:
-    assert "There is nothing at this address" in await page(web, f"/outcomes/{name}", 404)
+async def test_what_is_unknown_is_no_error_of_ours(web: Web) -> None:
+    for name in (
+        "absent",
+        "..%2f..",
+        "%252e",
+        "f" * 5000,
+        "Ä",
+        "a b",
+    ):
+        assert "There is nothing at this address" in await page(web, f"/outcomes/{name}", 404)
 
 
 @pytest.mark.parametrize("mode", ["best-of", "merge", "debate", "tools"])

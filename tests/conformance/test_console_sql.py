@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
 
-from fusewire.settings import Database, Nats, Settings
+from fusewire.settings import Database, Settings
 from fusewire.store.analyst import Analyst, ResultRows
 from fusewire.store.engine import Store
 from fusewire.store.views import VIEWS
 from fusewire.testing.analyst_role import as_analyst
 from fusewire.testing.eventually import eventually
-from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_console import service
 from fusewire_console.access import Access, Visitor
@@ -42,18 +41,18 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-async def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    return make_settings(database=await as_analyst(database), nats=Nats(url=nats.url))
+async def settings(make_settings: MakeSettings, database: Database) -> Settings:
+    return make_settings(database=await as_analyst(database))
 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, console_alone: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The console on 120 planted outcomes; no statement ends by its timeout."""
     monkeypatch.setattr(service, "SQL_TIMEOUT_S", 3600.0)
     await fill(store, TRUTH, 120, 1)
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         yield web
 
 
@@ -116,25 +115,20 @@ async def test_a_long_statement_stands_in_no_address(web: aiohttp.ClientSession)
     assert shown_statement(html) == statement
 
 
-@pytest.mark.parametrize(
-    ("statement", "what"),
-    [
+async def test_an_error_is_told_and_the_text_stays(web: aiohttp.ClientSession) -> None:
+    for statement, what in (
         ("SELECT nothing FROM v_outcome", "nothing"),
         ("SELECT * FROM prompts", "To mend it:"),
         ("DELETE FROM votes", "only a statement that reads is run here"),
         ("SELECT 1; SELECT 2", "there is more than one statement"),
         (f"SELECT '{HOSTILE}' FROM nowhere", "nowhere"),
-    ],
-)
-async def test_an_error_is_told_and_the_text_stays(
-    web: aiohttp.ClientSession, statement: str, what: str
-) -> None:
-    for html in (await run(web, statement), await post_for_page(web, statement)):
-        assert what in unescape(html)
-        assert 'role="alert"' in html
-        assert shown_statement(html) == statement
-        assert HOSTILE not in html
-        assert not table(html)
+    ):
+        for html in (await run(web, statement), await post_for_page(web, statement)):
+            assert what in unescape(html)
+            assert 'role="alert"' in html
+            assert shown_statement(html) == statement
+            assert HOSTILE not in html
+            assert not table(html)
 
 
 async def post_for_page(web: aiohttp.ClientSession, statement: str) -> str:
@@ -259,18 +253,19 @@ async def test_an_outcome_s_id_leads_to_it(web: aiohttp.ClientSession) -> None:
     assert f'href="/outcomes/{outcome_id}"' in html
 
 
-@pytest.mark.parametrize(
-    "value", [HOSTILE, "a" * 100_000, "e" + "\u0301" * 500, "\u202eevil\u202c \u05d0\u05d1"]
-)
-async def test_what_is_stored_is_shown_as_text(
-    web: aiohttp.ClientSession, store: Store, value: str
-) -> None:
-    async with store.write() as connection:
-        await connection.execute(text("UPDATE outcomes SET content = :it"), {"it": value})
-    html = await run(web, "SELECT content FROM v_outcome LIMIT 1")
-    assert table(html)[0][0] == (value if len(value) <= 300 else value[:300] + " …")
-    assert HOSTILE not in html
-    assert not re.search(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=", html)
+async def test_what_is_stored_is_shown_as_text(web: aiohttp.ClientSession, store: Store) -> None:
+    for value in (
+        HOSTILE,
+        "a" * 100_000,
+        "e" + "\u0301" * 500,
+        "\u202eevil\u202c \u05d0\u05d1",
+    ):
+        async with store.write() as connection:
+            await connection.execute(text("UPDATE outcomes SET content = :it"), {"it": value})
+        html = await run(web, "SELECT content FROM v_outcome LIMIT 1")
+        assert table(html)[0][0] == (value if len(value) <= 300 else value[:300] + " …")
+        assert HOSTILE not in html
+        assert not re.search(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=", html)
 
 
 async def test_another_page_s_link_is_not_run_before_it_was_read(
@@ -330,10 +325,10 @@ async def test_a_download_ends_when_the_visitor_leaves(
 
 
 async def test_what_takes_too_long_is_ended_and_told(
-    settings: Settings, console: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, console_alone: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "SQL_TIMEOUT_S", 0.5)
-    async with console(settings, "ingest") as web:
+    async with console_alone(settings) as web:
         html = await run(web, ENDLESS)
     assert "the query ran longer than 0.5 s" in html
     assert "fusewire query --timeout" in html
@@ -343,19 +338,20 @@ async def test_what_takes_too_long_is_ended_and_told(
 async def test_without_a_role_postgresql_says_how_to_make_it(
     make_settings: MakeSettings,
     postgres_database: Database,
-    nats: NatsServer,
-    console: ConsoleRunning,
+    console_alone: ConsoleRunning,
 ) -> None:
-    settings = make_settings(database=postgres_database, nats=Nats(url=nats.url))
-    async with console(settings, "ingest") as web:
+    settings = make_settings(database=postgres_database)
+    async with console_alone(settings) as web:
         html = await run(web, "SELECT 1")
     assert "[database] analyst_url is not set" in html
     assert "fusewire db analyst NAME" in html
     assert shown_statement(html) == "SELECT 1"
 
 
-async def test_an_empty_database_has_a_page(settings: Settings, console: ConsoleRunning) -> None:
-    async with console(settings, "ingest") as web:
+async def test_an_empty_database_has_a_page(
+    settings: Settings, console_alone: ConsoleRunning
+) -> None:
+    async with console_alone(settings) as web:
         assert "Saved queries" in await page(web)
         html = await run(web, "SELECT * FROM v_outcome")
     assert "0 rows" in html

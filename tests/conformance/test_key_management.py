@@ -318,9 +318,8 @@ async def test_a_page_leaves_out_what_expired_and_can_be_turned(ring: Keyring) -
     assert await listed("?offset=1") == ["admin000"]
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
+async def test_bad_input_is_told_how_to_mend_it(ring: Keyring) -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "'name': it is missing"),
         ({"name": ""}, "1 to 128 printable characters"),
         ({"name": "a\nb"}, "1 to 128 printable characters"),
@@ -336,13 +335,10 @@ async def test_a_page_leaves_out_what_expired_and_can_be_turned(ring: Keyring) -
         ({"name": "n", "workspace_id": "other"}, "your tenant's name"),
         ({"name": "n", "creator_user_id": "u"}, "keys have no users here"),
         ({"name": "n", "lable": "x"}, "is not supported"),
-    ],
-)
-async def test_bad_input_is_told_how_to_mend_it(
-    ring: Keyring, body: dict[str, Any], message: str
-) -> None:
-    status, text_ = await ring.refusal("POST", "", body)
-    assert (status, message in text_) == (400, True), text_
+    )
+    for body, message in cases:
+        status, text_ = await ring.refusal("POST", "", body)
+        assert (status, message in text_) == (400, True), (body, text_)
 
 
 async def test_a_revoked_key_stays_revoked(ring: Keyring) -> None:

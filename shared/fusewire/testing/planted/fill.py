@@ -19,6 +19,7 @@ from fusewire.testing.planted.truth import Truth
 
 _PROCESSES = 2
 _MANY_BLOCKS = 20
+_last_block: dict[str, Rows] = {}
 _CACHE_KIB = 262_144
 """SQLite's page cache: keys are random, so rows come to any page of their indexes."""
 _INSERTS = {
@@ -66,6 +67,9 @@ async def fill(store: Store, truth: Truth, count: int, seed: int) -> None:
 async def _blocks(truth: Truth, count: int, seed: int) -> AsyncIterator[Rows]:
     """Make the rows of many blocks in processes of their own, while others are written."""
     all_numbers = blocks(count)
+    if len(all_numbers) == 1:
+        yield _single_block(truth, count, seed)
+        return
     if len(all_numbers) < _MANY_BLOCKS:
         for rows in planted_rows(truth, count, seed):
             yield rows
@@ -80,6 +84,18 @@ async def _blocks(truth: Truth, count: int, seed: int) -> AsyncIterator[Rows]:
                 yield await asyncio.wrap_future(pending.popleft())
         while pending:
             yield await asyncio.wrap_future(pending.popleft())
+
+
+def _single_block(truth: Truth, count: int, seed: int) -> Rows:
+    """Make the rows of one block, or take those of the last call: tests of a module want the same.
+
+    Nobody changes them.
+    """
+    key = repr((truth, count, seed))
+    if key not in _last_block:
+        _last_block.clear()
+        _last_block[key] = block_rows(truth, count, seed, range(count))
+    return _last_block[key]
 
 
 def _insert(rows: Rows, connection: Connection) -> None:
