@@ -29,7 +29,7 @@ from fusewire.store.engine import Store
 from fusewire.testing.chaos import Fault, StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import PATIENCE_S, eventually
-from fusewire.testing.nats_accounts import embedded
+from fusewire.testing.nats_accounts import embedded_broker
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS
 from fusewire_cli.client import Client
@@ -134,7 +134,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
                 ended_at = time.time()
                 shown = await eventually(lambda: finished(api, list(accepted.values())))
                 again = await finished(api, list(accepted.values()))
-            await eventually(lambda: is_empty(embedded(data)))
+            await eventually(lambda: is_empty(embedded_broker(data)))
             store = Store(Database(url=url))
             stored = await rows(
                 store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id"
