@@ -63,7 +63,7 @@ async def test_a_stack_s_broker_lets_nobody_in_without_a_key(make_settings: Make
             await client.connect(broker.url, allow_reconnect=False)
         await client.close()
         operator = await connect(settings.data_dir)
-        assert await operator.jetstream().stream_info("FW_PROMPT")
+        assert (await operator.jetstream().stream_info("FW_PROMPT")).config.name == "FW_PROMPT"
         await operator.close()
     finally:
         await stack.stop()
