@@ -42,7 +42,7 @@ from fusewire.testing.history import (
 from fusewire.testing.link import Link
 from fusewire.testing.model_script import Fault as ModelFault
 from fusewire.testing.model_script import ModelScript, Script
-from fusewire.testing.nats_accounts import embedded
+from fusewire.testing.nats_accounts import embedded_broker
 from fusewire.testing.nats_cluster import NatsCluster
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
@@ -247,7 +247,7 @@ async def running(scene: Scene, folder: Path) -> AsyncIterator[Stack]:
         told = json.loads(run_file.read_text())
         parts = StackParts(broker, links, scene.clock, scene.disks, random.Random(scene.seed))
         victim = StackProcess(command.pid, data, postgres, parts)
-        queues = Nats(url=broker.url) if broker else embedded(data)
+        queues = Nats(url=broker.url) if broker else embedded_broker(data)
         logs = [data, folder / "nats"]
         yield Stack(cli, command, told["url"], queues, direct, models, keys, victim, logs)
 

@@ -13,7 +13,7 @@ from fusewire.accounts import render
 from fusewire.bus import Bus
 from fusewire.errors import StartupError
 from fusewire.settings import Nats, Settings
-from fusewire.testing.nats_accounts import connect, embedded
+from fusewire.testing.nats_accounts import connect, embedded_broker
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import Topology, topology
 from fusewire_cli import nkey_files
@@ -57,13 +57,13 @@ async def test_a_stack_s_broker_lets_nobody_in_without_a_key(make_settings: Make
     stack = Stack(settings)
     await stack.start()
     try:
-        broker = embedded(settings.data_dir)
+        broker = embedded_broker(settings.data_dir)
         client = Client()
         with pytest.raises(NatsError, match="Authorization Violation"):
             await client.connect(broker.url, allow_reconnect=False)
         await client.close()
         operator = await connect(settings.data_dir)
-        assert await operator.jetstream().stream_info("FW_PROMPT")
+        assert (await operator.jetstream().stream_info("FW_PROMPT")).config.name == "FW_PROMPT"
         await operator.close()
     finally:
         await stack.stop()

@@ -30,7 +30,7 @@ from fusewire.testing.factories import T0, make_candidate
 from fusewire.testing.large_parts import picture
 from fusewire.testing.model_script import ModelScript, Rule, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
-from fusewire.testing.nats_accounts import embedded
+from fusewire.testing.nats_accounts import embedded_broker
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import candidate_subject
@@ -169,7 +169,7 @@ async def fill(client: Client, config: Settings, canary: str) -> None:
             {"custom_id": f"id-{canary}", "prompt": f"Why {canary}?"},
             {"custom_id": "other", "prompt": f"Why not {canary}?"},
         )
-    bus = Bus("ops", embedded(config.data_dir))
+    bus = Bus("ops", embedded_broker(config.data_dir))
     await bus.connect(timeout_s=30)
     # No prompt: it becomes a dead letter, whose body is sealed.
     await bus.publish("fw.in.default", f"rubbish {canary}".encode(), msg_id=canary)
@@ -255,7 +255,7 @@ async def test_a_message_that_comes_in_between_is_erased_too(
         await client.submit({"prompt": f"Why {canary}?"}, wait_s=100)
 
         async def erase_tenant(self: Erasures, erasure_id: str, tenant: str) -> None:
-            bus = Bus("ops", embedded(settings.data_dir))
+            bus = Bus("ops", embedded_broker(settings.data_dir))
             await bus.connect(timeout_s=30)
             body = f"late {canary}".encode()
             await bus.publish("fw.outcome.default.flate", body, msg_id="late")

@@ -28,7 +28,7 @@ from fusewire.testing.nats_duties import (
     system_subjects,
 )
 from fusewire.testing.nats_server import NatsServer
-from fusewire.testing.raw_nats import RawClient
+from fusewire.testing.nats_wire import WireClient
 from fusewire.topology import topology
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nats"
@@ -73,7 +73,7 @@ async def server(tmp_path: Path, keys: Keys) -> AsyncIterator[NatsServer]:
 class Listeners:
     """Connections that hear all that their users can."""
 
-    clients: dict[str, RawClient]
+    clients: dict[str, WireClient]
 
     async def clear(self) -> None:
         for client in self.clients.values():
@@ -102,7 +102,7 @@ async def listening(keys: Keys, server: NatsServer, attacker: str) -> AsyncItera
     async with contextlib.AsyncExitStack() as stack:
         clients = {}
         for name in sorted(names):
-            client = await stack.enter_async_context(RawClient(server.url, keys.seed(name)))
+            client = await stack.enter_async_context(WireClient(server.url, keys.seed(name)))
             clients[name] = client
             duty = DUTIES.get(name)
             own = (*duty.hears, *duty.inbox) if duty else ("_INBOX_worker-edge-south.>", "_R_.>")
@@ -143,7 +143,7 @@ def requests_of(user: str) -> Sequence[str]:
     return subjects.replace("*", "k").splitlines()
 
 
-async def forge(client: RawClient, user: str) -> int:
+async def forge(client: WireClient, user: str) -> int:
     """Ask for everything, with each target as the place for the reply. Returns how often.
 
     Then ask for it once more, and wait for the replies: they come after those before them.
@@ -168,7 +168,7 @@ async def forge(client: RawClient, user: str) -> int:
 @contextlib.asynccontextmanager
 async def tasks(keys: Keys, server: NatsServer) -> AsyncIterator[None]:
     """Tasks that a request for the next would hand on."""
-    async with RawClient(server.url, keys.seed("dispatcher")) as dispatcher:
+    async with WireClient(server.url, keys.seed("dispatcher")) as dispatcher:
         for _ in range(2 * len(TARGETS)):
             dispatcher.publish("fw.task.edge.m.high", TASK)
             dispatcher.publish("fw.task.remote.default.high", TASK)
@@ -183,7 +183,7 @@ async def test_what_a_worker_or_tenant_asks_is_answered_nowhere_else(
     async with (
         tasks(keys, server),
         listening(keys, server, user) as listeners,
-        RawClient(server.url, keys.seed(user)) as attacker,
+        WireClient(server.url, keys.seed(user)) as attacker,
     ):
         before = await states(keys, server, user)
         attempts = await forge(attacker, user)
@@ -201,7 +201,7 @@ async def test_within_the_account_of_the_streams_the_server_does_what_it_is_told
     """Why workers are not in it; and that the test above would see it."""
     async with (
         listening(keys, server, "judge") as listeners,
-        RawClient(server.url, keys.seed("judge")) as judge,
+        WireClient(server.url, keys.seed("judge")) as judge,
     ):
         before = await states(keys, server, "judge")
         await forge(judge, "judge")
@@ -213,10 +213,10 @@ async def test_within_the_account_of_the_streams_the_server_does_what_it_is_told
 
 
 @contextlib.asynccontextmanager
-async def site_operator(folder: Path, keys: Keys, server: NatsServer) -> AsyncIterator[RawClient]:
+async def site_operator(folder: Path, keys: Keys, server: NatsServer) -> AsyncIterator[WireClient]:
     """Somebody who may do all at an edge site, whose server is connected to the hub."""
     north = edge_site(folder, DEPLOY, keys, name="north", hub_port=server.leaf_port)
-    async with north, RawClient(north.url, keys.seed("ops")) as operator:
+    async with north, WireClient(north.url, keys.seed("ops")) as operator:
         await eventually(lambda: "Leafnode connection created" in north.log())
         yield operator
 
@@ -265,8 +265,8 @@ async def test_a_site_s_operator_hears_of_the_hub_what_its_worker_does(
     subjects = (*core_subjects(TOPOLOGY), *inboxes())
     async with (
         site_operator(tmp_path / "site", keys, server) as operator,
-        RawClient(server.url, keys.seed("ops")) as ops,
-        RawClient(server.url, keys.seed("worker-edge")) as worker,
+        WireClient(server.url, keys.seed("ops")) as ops,
+        WireClient(server.url, keys.seed("worker-edge")) as worker,
     ):
         operator.subscribe(">")
         await operator.flush()

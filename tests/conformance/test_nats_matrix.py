@@ -26,7 +26,7 @@ from fusewire.testing.nats_duties import (
     wildcards,
 )
 from fusewire.testing.nats_server import NatsServer
-from fusewire.testing.raw_nats import RawClient
+from fusewire.testing.nats_wire import WireClient
 from fusewire.topology import topology
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nats"
@@ -52,8 +52,8 @@ async def server(tmp_path: Path, keys: Keys) -> AsyncIterator[NatsServer]:
         yield running
 
 
-def client(user: str, keys: Keys, server: NatsServer) -> RawClient:
-    return RawClient(server.url, keys.seed(user))
+def client(user: str, keys: Keys, server: NatsServer) -> WireClient:
+    return WireClient(server.url, keys.seed(user))
 
 
 def without_domain(subject: str) -> str:

@@ -31,7 +31,7 @@ from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import eventually
 from fusewire.testing.history import Acceptance, History, LeakCheck
 from fusewire.testing.invariants import Limits, check
-from fusewire.testing.nats_accounts import embedded
+from fusewire.testing.nats_accounts import embedded_broker
 from fusewire.testing.postgres import PostgresServer
 from fusewire.testing.stack_events import (
     Watch,
@@ -142,7 +142,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
                 are_all_accepted.set()
                 await watching
                 await watch.look_again()
-            await eventually(lambda: is_empty(embedded(data)))
+            await eventually(lambda: is_empty(embedded_broker(data)))
             store = Store(Database(url=url))
             history.add(*await stored_events(store), *model_calls(recorded(server)))
             bodies = [

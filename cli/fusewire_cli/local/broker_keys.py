@@ -58,17 +58,18 @@ def _read_list(path: Path) -> Mapping[str, str]:
         return {}
     except (OSError, UnicodeDecodeError):
         raise _damage(path, "cannot be read") from None
-    return {name: key for name, _, key in (line.partition("=") for line in lines) if key}
+    pairs = (line.partition("=") for line in lines)
+    return {name: key for name, _, key in pairs if key}
 
 
 def _public_key(folder: Path, user: User, earlier: Mapping[str, str]) -> str:
     """The public key of a user, whose key is made if it never had one."""
     path = folder / f"{user.name}.seed"
-    listed = earlier.get(user.variable.removeprefix("$"))
+    earlier_key = earlier.get(user.variable.removeprefix("$"))
     try:
         seed = path.read_bytes().strip()
     except FileNotFoundError:
-        if listed is not None:
+        if earlier_key is not None:
             raise _damage(path, "is lost") from None
         seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
         _replace(path, seed.decode())
@@ -78,7 +79,7 @@ def _public_key(folder: Path, user: User, earlier: Mapping[str, str]) -> str:
         public = str(nkeys.from_seed(bytearray(seed)).public_key.decode())
     except (nkeys.NkeysError, ValueError):
         raise _damage(path, "is damaged: it holds no seed of an nkey") from None
-    if listed not in (None, public):
+    if earlier_key not in (None, public):
         raise _damage(path, f"is another key than {LIST} beside it names")
     return public
 

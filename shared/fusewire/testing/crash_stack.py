@@ -25,7 +25,7 @@ from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import PATIENCE_S, eventually
-from fusewire.testing.nats_accounts import connect, embedded
+from fusewire.testing.nats_accounts import connect, embedded_broker
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS, INGEST
 from fusewire_cli.client import Client
@@ -227,7 +227,7 @@ def crash_stack(
     _make_seeds(broker_keys.folder_of(data))
     with cli.start("up", "--processes") as process:
         url = address(cli, process)
-        nats = embedded(data)
+        nats = embedded_broker(data)
         stack = CrashStack(cli, server, url, nats, database, points, psutil.Process(process.pid))
         asyncio.run(stack.redeliver_soon())
         yield stack

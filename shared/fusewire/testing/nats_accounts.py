@@ -49,7 +49,7 @@ class Keys:
         return Nats(url=url, nkey=nkey, js_prefix=api_prefix(user), site=site)
 
 
-def embedded(data_dir: Path) -> Nats:
+def embedded_broker(data_dir: Path) -> Nats:
     """How to connect to the embedded broker of a stack that runs on a data folder."""
     record = json.loads((data_dir / "up.json").read_text())
     return Nats(url=record["nats"], nkey=data_dir / "nats" / "keys")
@@ -57,7 +57,7 @@ def embedded(data_dir: Path) -> Nats:
 
 async def connect(data_dir: Path, user: str = "ops") -> Client:
     """A connection to the embedded broker of such a stack, as one of its users."""
-    settings = embedded(data_dir)
+    settings = embedded_broker(data_dir)
     assert settings.nkey is not None
     client = Client()
     await client.connect(

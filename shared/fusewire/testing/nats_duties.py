@@ -190,15 +190,15 @@ def covers(pattern: str, subject: str) -> bool:
     >>> covers("fw.*.x", "fw.>"), covers("fw.a", "fw.>"), covers("fw.*", ">")
     (False, False, False)
     """
-    wanted, tokens = pattern.split("."), subject.split(".")
-    for number, token in enumerate(wanted):
+    pattern_tokens, tokens = pattern.split("."), subject.split(".")
+    for number, token in enumerate(pattern_tokens):
         if token == ">":
             return len(tokens) > number
         if number >= len(tokens):
             return False
         if token not in ("*", tokens[number]):
             return False
-    return len(wanted) == len(tokens)
+    return len(pattern_tokens) == len(tokens)
 
 
 def in_fw(subject: str) -> str:
@@ -222,10 +222,14 @@ def core_subjects(topology: Topology) -> Sequence[str]:
     )
 
 
+def _own_inboxes() -> Iterator[str]:
+    return itertools.chain.from_iterable(duty.inbox for duty in DUTIES.values())
+
+
 def inboxes() -> Sequence[str]:
     """A subject in the inbox of each user, and of others."""
-    own = [pattern.replace(">", "x.y") for duty in DUTIES.values() for pattern in duty.inbox]
-    return (*own, "_INBOX_ops.x.y", "_INBOX_worker-edge-south.x.y", "_INBOX.x.y", "_INBOX.x")
+    subjects = [pattern.replace(">", "x.y") for pattern in _own_inboxes()]
+    return (*subjects, "_INBOX_ops.x.y", "_INBOX_worker-edge-south.x.y", "_INBOX.x.y", "_INBOX.x")
 
 
 _ACCOUNT_VERBS = (
@@ -265,7 +269,8 @@ def system_subjects(topology: Topology) -> Sequence[str]:
     durables = {(durable.stream, durable.name) for durable in all_durables}
     durables |= {(stream, "unknown") for stream in streams}
     keys = [f"$KV.{bucket.name}.k" for bucket in topology.buckets]
-    pieces = [f"$O.{store.name}.{kind}.x" for store in topology.object_stores for kind in "CM"]
+    stores = [store.name for store in topology.object_stores]
+    pieces = [f"$O.{store}.{kind}.x" for store, kind in itertools.product(stores, "CM")]
     direct = [f"DIRECT.GET.KV_{key.split('.')[1]}.{key}" for key in keys]
     requests = (
         *_ACCOUNT_VERBS,
@@ -282,12 +287,11 @@ def system_subjects(topology: Topology) -> Sequence[str]:
     prefixes = ("$JS.API", "fwjs", "$JS.hub.API", "$JS.FW.API")
     acks = [
         f"$JS.ACK.{where}{stream}.{durable}.1.1.1.1.1"
-        for where in ("", "hub.hash.")
-        for stream, durable in sorted(durables)
+        for where, (stream, durable) in itertools.product(("", "hub.hash."), sorted(durables))
     ]
     flow = [f"$JS.FC.{stream}.{durable}.x" for stream, durable in sorted(durables)]
     return (
-        *(f"{prefix}.{request}" for prefix in prefixes for request in requests),
+        *(f"{prefix}.{request}" for prefix, request in itertools.product(prefixes, requests)),
         *(*keys, *pieces, *acks, *flow, *_SYSTEM, f"$JS.API.STREAM.INFO.{OUTBOX.name}.x"),
     )
 
@@ -303,6 +307,6 @@ def wildcards() -> Sequence[str]:
         *("fw.due.*", "_INBOX.>", "_INBOX.*", "_INBOX.*.*", "_R_.>", "_R_.*", "$SYS.>", "$JS.>"),
         *("$JS.API.>", "$JS.API.CONSUMER.MSG.NEXT.>", "$JS.ACK.>", "$JS.EVENT.>", "$KV.>", "$O.>"),
         *("$KV.fw_calls.>", "$KV.fw_calls.*", "$O.fw_blobs.>", "fwjs.>", "_GR_.>", "$GR.>"),
-        *(pattern for duty in DUTIES.values() for pattern in duty.inbox),
+        *_own_inboxes(),
         *("_INBOX_ops.>", "_INBOX_worker-edge-south.>"),
     )

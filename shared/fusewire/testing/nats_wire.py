@@ -20,7 +20,7 @@ from fusewire.testing.eventually import PATIENCE_S
 _REFUSAL = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"]*)"')
 
 
-class RawMessage(NamedTuple):
+class WireMessage(NamedTuple):
     """A message as it came."""
 
     subscription: str
@@ -29,7 +29,7 @@ class RawMessage(NamedTuple):
     data: bytes
 
 
-class RawClient:
+class WireClient:
     """One connection; an asynchronous context manager.
 
     Attributes:
@@ -44,7 +44,7 @@ class RawClient:
         self._subscriptions: list[str] = []
         self._pong = asyncio.Event()
         self.refusals: Counter[tuple[str, str]] = Counter()
-        self.messages: list[RawMessage] = []
+        self.messages: list[WireMessage] = []
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(*self._address, limit=2**20)
@@ -123,4 +123,4 @@ class RawClient:
                 # With headers: their size, and that of all; a reply's subject may come first.
                 header = int(sizes[-2]) if kind == "HMSG" else 0
                 data = (await self._reader.readexactly(int(sizes[-1]) + 2))[header:-2]
-                self.messages.append(RawMessage(self._subscriptions[int(number)], subject, data))
+                self.messages.append(WireMessage(self._subscriptions[int(number)], subject, data))
