@@ -8,7 +8,7 @@ import secrets
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,8 +171,8 @@ class CrashStack:
             outcomes = await eventually(lambda: self._outcomes(store, names))
             async with self.bus() as bus:
                 await eventually(lambda: _is_idle(bus))
-                announced = await _announced(bus)
-            fusions = {key: name for name, keys in outcomes.items() for key in keys}
+                fusions = {key: name for name, keys in outcomes.items() for key in keys}
+                announced = await eventually(lambda: _announced(bus, fusions))
             ends = await _rows(store, "SELECT fusion_id, finished_at FROM outcomes")
             later = [_seconds(at) - killed_at for key, at in ends if key in fusions]
             bodies = await _rows(store, "SELECT fusion_id, body FROM candidates")
@@ -188,7 +188,6 @@ class CrashStack:
         for (name, model, _), count in calls.items():
             repeats[name, model] += count - 1
         first_end = min((after for after in later if after > 0), default=None)
-        announced = Counter({key: count for key, count in announced.items() if key in fusions})
         return Figures(killed_at, outcomes, first_end, announced, calls, +repeats, marked)
 
     async def _outcomes(self, store: Store, names: Sequence[str]) -> dict[str, list[str]]:
@@ -276,12 +275,12 @@ async def _is_idle(bus: Bus) -> bool:
     return not any([(await bus.js.stream_info(stream)).state.messages for stream in streams])
 
 
-async def _announced(bus: Bus) -> Counter[str]:
-    """By fusion, how many messages say that it has ended."""
+async def _announced(bus: Bus, fusions: Collection[str]) -> Counter[str]:
+    """By fusion, how many messages say that it has ended; empty while one has none."""
     info = await bus.js.stream_info("FW_OUTCOME", subjects_filter="fw.outcome.>")
-    return Counter(
-        {key.rpartition(".")[2]: count for key, count in (info.state.subjects or {}).items()}
-    )
+    counts = {key.rpartition(".")[2]: count for key, count in (info.state.subjects or {}).items()}
+    announced = Counter({key: counts[key] for key in fusions if key in counts})
+    return announced if len(announced) == len(fusions) else Counter()
 
 
 def _by_prompt(calls: Sequence[dict[str, Any]]) -> Counter[tuple[str, str, str]]:
