@@ -279,12 +279,17 @@ def _pairs(outcomes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
 async def _is_idle(bus: Bus) -> bool:
     """Whether no stream holds any work."""
     streams = (*CARRIERS, INGEST.stream)
-    return not any([(await bus.js.stream_info(stream)).state.messages for stream in streams])
+    with contextlib.suppress(TimeoutError):
+        return not any([(await bus.js.stream_info(stream)).state.messages for stream in streams])
+    return False
 
 
 async def _announcements(bus: Bus, fusions: Collection[str]) -> Counter[str]:
     """By fusion, how many messages say that it has ended; empty while one has none."""
-    info = await bus.js.stream_info("FW_OUTCOME", subjects_filter="fw.outcome.>")
+    try:
+        info = await bus.js.stream_info("FW_OUTCOME", subjects_filter="fw.outcome.>")
+    except TimeoutError:
+        return Counter()
     counts = {key.rpartition(".")[2]: count for key, count in (info.state.subjects or {}).items()}
     announcements = Counter({key: counts[key] for key in fusions if key in counts})
     return announcements if len(announcements) == len(fusions) else Counter()
