@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz mutation audit sbom lock docs clean
+.PHONY: help setup demo test test-kills test-crashes chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz mutation audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARG
 test-kills: setup ## run schedules of kills, freezes and outages from ten seeds; writes build/kills.jsonl
 	@mkdir -p build && rm -f build/kills.jsonl
 	@KILL_SEEDS=$(or $(SEEDS),10) KILL_SECONDS=$(or $(SECONDS),30) KILL_REPORT=build/kills.jsonl $(BIN)/python -m pytest tests/e2e/test_kills.py $(ARGS)
+
+test-crashes: setup ## kill a process at each crash point, ROUNDS (3) times on each database; writes build/crashes.jsonl
+	@mkdir -p build && rm -f build/crashes.jsonl
+	@CRASH_ROUNDS=$(or $(ROUNDS),3) CHAOS_REPORT=build/crashes.jsonl $(BIN)/python -m pytest tests/chaos/test_crash_points.py $(ARGS)
 
 chaos: setup ## break a stack in all ways under load: PARTS, PROMPTS (2000), KILLS (60), SEED; writes build/chaos.json
 	@tests/chaos/faketime

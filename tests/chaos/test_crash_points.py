@@ -1,7 +1,7 @@
 """A process is killed between every two critical statements, and nothing is lost or done twice.
 
-`make chaos` kills at each point three times on each database (`CRASH_ROUNDS`); `make test` at a
-few points together. `CHAOS_REPORT` names a file to which the figures of each kill are added.
+`make test-crashes` kills at each point three times on each database (`CRASH_ROUNDS`); `make test`
+at a few points together. `CHAOS_REPORT` names a file to which the figures of each kill are added.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from fusewire.crash_points import CrashPoint
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.testing.command_line import FakeServer, background, bare
-from fusewire.testing.crash_stack import PRODUCERS, CrashStack, Figures, crash_stack
+from fusewire.testing.crash_stack import PRODUCERS, CrashResult, CrashStack, crash_stack
 from fusewire.testing.eventually import eventually, until
 from fusewire.testing.large_parts import picture
 from fusewire.testing.postgres import PostgresServer
@@ -451,14 +451,14 @@ async def test_whatever_point_is_reached_nothing_is_lost_or_done_twice(
     report(stack, cases, names, figures)
     assert sorted(figures.outcomes) == sorted(names), "each prompt was stored once, and has ended"
     assert {len(keys) for keys in figures.outcomes.values()} == {1}, figures
-    assert set(figures.announced.values()) <= {1}, figures
-    assert repeats <= figures.marked, "calls made again that nobody was told of"
+    assert set(figures.announcements.values()) == {1}, "each end is announced once"
+    assert repeats <= figures.marks, "calls made again that nobody was told of"
     assert max(figures.calls.values(), default=0) <= 2, figures
     if not any(case.may_repeat for case in cases):
-        assert (repeats, figures.marked) == ({}, {}), "a call made again without need"
+        assert (repeats, figures.marks) == ({}, {}), "a call made again without need"
 
 
-def report(stack: CrashStack, cases: list[Case], names: Names, figures: Figures) -> None:
+def report(stack: CrashStack, cases: list[Case], names: Names, figures: CrashResult) -> None:
     """Add the figures of a kill to the report."""
     if not REPORT:
         return
@@ -470,10 +470,10 @@ def report(stack: CrashStack, cases: list[Case], names: Names, figures: Figures)
         "prompts": len(names),
         "lost": len(set(names) - figures.outcomes.keys()),
         "duplicate_outcomes": len(ended) - len(figures.outcomes)
-        + sum(count - 1 for count in figures.announced.values()),
+        + sum(count - 1 for count in figures.announcements.values()),
         "paid_calls": figures.calls.total(),
         "paid_duplicates": figures.repeats.total(),
-        "marked": figures.marked.total(),
+        "marked": figures.marks.total(),
         "recovery_s": figures.first_end and round(figures.first_end, 2),
     }  # fmt: skip
     with Path(REPORT).open("a") as file:

@@ -257,7 +257,8 @@ class Handlers:
                 ),
                 write=True,
             )
-            reach(CrashPoint.JUDGE_COMMITTED)
+            if turn.marks:
+                reach(CrashPoint.JUDGE_COMMITTED)
             self._keep_recent(turn)
             await self._publish(turn, traces or {})
 
@@ -355,7 +356,8 @@ class Handlers:
             *(self._announce(message, traces) for message in messages),
             *(self._set_timer(key, timer_at) for key, timer_at in turn.timers.items()),
         )
-        reach(CrashPoint.JUDGE_PUBLISHED)
+        if turn.marks:
+            reach(CrashPoint.JUDGE_PUBLISHED)
         self._published_marks |= turn.marks
 
     async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:

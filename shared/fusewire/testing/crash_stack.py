@@ -8,7 +8,7 @@ import secrets
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,26 +42,26 @@ NAME = re.compile(r"\bzq\d{5}\b")
 
 
 @dataclass(frozen=True)
-class Figures:
+class CrashResult:
     """What a crash did.
 
     Attributes:
         killed_at: when the first process ended, Unix time, s.
         outcomes: by prompt's name, the ids of its fusions that have an outcome.
         first_end: when the first outcome came after the kill, s after it; None if none did.
-        announced: by fusion, how many messages in FW_OUTCOME say that it has ended.
+        announcements: by fusion, how many messages in FW_OUTCOME say that it has ended.
         calls: by prompt's name, model and messages, how often a model was called.
         repeats: by prompt's name and model, calls beyond the first with the same messages.
-        marked: by prompt's name and model, candidates that say `maybe_paid_twice`.
+        marks: by prompt's name and model, candidates that say `maybe_paid_twice`.
     """
 
     killed_at: float
     outcomes: dict[str, list[str]]
     first_end: float | None
-    announced: Counter[str]
+    announcements: Counter[str]
     calls: Counter[tuple[str, str, str]]
     repeats: Counter[tuple[str, str]]
-    marked: Counter[tuple[str, str]]
+    marks: Counter[tuple[str, str]]
 
 
 @dataclass
@@ -84,7 +84,7 @@ class CrashStack:
     database: str
     points: Path
     runner: psutil.Process
-    _planted: Sequence[psutil.Process] = ()
+    _processes: Sequence[psutil.Process] = ()
     """The processes that ran when points were planted."""
     erased_tenants: Iterator[str] = field(default_factory=lambda: iter(ERASED))
     _numbers: Iterator[int] = field(default_factory=lambda: iter(range(100_000)))
@@ -155,41 +155,40 @@ class CrashStack:
         killed_at = time.time()
         await eventually(lambda: not [file.name for file in files if file.exists()])
         if not is_command:
-            await eventually(lambda: any(not _is_alive(process) for process in self._planted))
+            await eventually(lambda: any(not _is_alive(process) for process in self._processes))
         return killed_at
 
     def plant(self, points: Sequence[CrashPoint]) -> None:
         """End the next process that reaches each of them."""
-        self._planted = self.runner.children()
+        self._processes = self.runner.children()
         for point in points:
             (self.points / point).touch()
 
-    async def figures(self, names: Sequence[str], killed_at: float) -> Figures:
+    async def figures(self, names: Sequence[str], killed_at: float) -> CrashResult:
         """What became of these prompts, once all have an outcome and no stream holds any work."""
         store = Store(Database(url=self.database))
         try:
             outcomes = await eventually(lambda: self._outcomes(store, names))
             async with self.bus() as bus:
                 await eventually(lambda: _is_idle(bus))
-                announced = await _announced(bus)
-            fusions = {key: name for name, keys in outcomes.items() for key in keys}
+                fusions = dict(_pairs(outcomes))
+                announcements = await eventually(lambda: _announcements(bus, fusions))
             ends = await _rows(store, "SELECT fusion_id, finished_at FROM outcomes")
             later = [_seconds(at) - killed_at for key, at in ends if key in fusions]
             bodies = await _rows(store, "SELECT fusion_id, body FROM candidates")
         finally:
             await store.close()
-        marked: Counter[tuple[str, str]] = Counter()
+        marks: Counter[tuple[str, str]] = Counter()
         for key, body in bodies:
             candidate = Candidate.decode(body) if key in fusions else None
             if candidate and candidate.maybe_paid_twice:
-                marked[fusions[key], candidate.model] += 1
+                marks[fusions[key], candidate.model] += 1
         calls = _by_prompt(self.calls())
         repeats: Counter[tuple[str, str]] = Counter()
         for (name, model, _), count in calls.items():
             repeats[name, model] += count - 1
         first_end = min((after for after in later if after > 0), default=None)
-        announced = Counter({key: count for key, count in announced.items() if key in fusions})
-        return Figures(killed_at, outcomes, first_end, announced, calls, +repeats, marked)
+        return CrashResult(killed_at, outcomes, first_end, announcements, calls, +repeats, marks)
 
     async def _outcomes(self, store: Store, names: Sequence[str]) -> dict[str, list[str]]:
         """By name, the fusions that have ended; empty while one has not."""
@@ -198,14 +197,14 @@ class CrashStack:
             "SELECT p.fusion_id, p.body, o.fusion_id FROM prompts p"
             " LEFT JOIN outcomes o ON o.fusion_id = p.fusion_id",
         )
-        found: dict[str, list[str]] = {}
+        fusion_ids: dict[str, list[str]] = {}
         is_whole = True
-        for key, body, ended in prompts:
+        for key, body, outcome_id in prompts:
             match = NAME.search(body)
             if match and match[0] in names:
-                found.setdefault(match[0], []).append(key)
-                is_whole = is_whole and ended is not None
-        return found if is_whole and len(found) == len(names) else {}
+                fusion_ids.setdefault(match[0], []).append(key)
+                is_whole = is_whole and outcome_id is not None
+        return fusion_ids if is_whole and len(fusion_ids) == len(names) else {}
 
 
 @contextlib.contextmanager
@@ -270,18 +269,30 @@ def _seconds(at: str | datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _pairs(outcomes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Fusions, each with its prompt's name."""
+    for name, keys in outcomes.items():
+        for key in keys:
+            yield key, name
+
+
 async def _is_idle(bus: Bus) -> bool:
     """Whether no stream holds any work."""
     streams = (*CARRIERS, INGEST.stream)
-    return not any([(await bus.js.stream_info(stream)).state.messages for stream in streams])
+    with contextlib.suppress(TimeoutError):
+        return not any([(await bus.js.stream_info(stream)).state.messages for stream in streams])
+    return False
 
 
-async def _announced(bus: Bus) -> Counter[str]:
-    """By fusion, how many messages say that it has ended."""
-    info = await bus.js.stream_info("FW_OUTCOME", subjects_filter="fw.outcome.>")
-    return Counter(
-        {key.rpartition(".")[2]: count for key, count in (info.state.subjects or {}).items()}
-    )
+async def _announcements(bus: Bus, fusions: Collection[str]) -> Counter[str]:
+    """By fusion, how many messages say that it has ended; empty while one has none."""
+    try:
+        info = await bus.js.stream_info("FW_OUTCOME", subjects_filter="fw.outcome.>")
+    except TimeoutError:
+        return Counter()
+    counts = {key.rpartition(".")[2]: count for key, count in (info.state.subjects or {}).items()}
+    announcements = Counter({key: counts[key] for key in fusions if key in counts})
+    return announcements if len(announcements) == len(fusions) else Counter()
 
 
 def _by_prompt(calls: Sequence[dict[str, Any]]) -> Counter[tuple[str, str, str]]:
