@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "chaos"
 MARK = "FUSEWIRE_CHAOS_RUN"
 """In the environment of all processes of a run, so that they can be found."""
-FIXED_S = 600.0
+FIXED_S = 2400.0
 PER_PROMPT_S = 2.0
 """A part may take so long, and so much longer for each prompt."""
 CRASH_S = 3000.0
