@@ -53,10 +53,11 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "chaos"
 MARK = "FUSEWIRE_CHAOS_RUN"
 """In the environment of all processes of a run, so that they can be found."""
-FIXED_S = 600.0
+FIXED_S = 2400.0
 PER_PROMPT_S = 2.0
 """A part may take so long, and so much longer for each prompt."""
 CRASH_S = 3000.0
+EXIT_TERMINATED = 143
 MOST_PAID_TWICE = 0.001
 """The share of paid calls."""
 CRASHES = frozenset({"kill", "leader_kill"})
@@ -260,6 +261,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    # So that what is open is closed, and no process is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     BUILD.mkdir(parents=True, exist_ok=True)
     if options.part:
         try:

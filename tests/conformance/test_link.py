@@ -81,14 +81,20 @@ async def test_a_slow_link_takes_as_long_as_its_rate_says(link: Link) -> None:
     writer.close()
 
 
-async def test_what_a_black_hole_takes_never_comes(link: Link) -> None:
+async def test_a_connection_into_a_black_hole_stays_silent_and_a_new_one_is_as_before(
+    link: Link,
+) -> None:
     reader, writer = await connect(link)
     await link.begin("black_hole")
     writer.write(b"lost")
     await asyncio.sleep(0.1)
     link.mend()
-    await ask(reader, writer, b"later")
-    writer.close()
+    writer.write(b"after a gap")
+    _, other = await connect(link)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.1)
+    for end in (writer, other):
+        end.close()
 
 
 async def test_a_reset_connection_is_an_error_to_its_client(link: Link) -> None:

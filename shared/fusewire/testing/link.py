@@ -21,6 +21,8 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     byte_count: int = 0
+    is_half_open: bool = False
+    """A piece has vanished; so do all that follow, as TCP never goes on after a gap."""
 
 
 class Link:
@@ -32,7 +34,7 @@ class Link:
         jitter_s: by how much more at random; pieces keep their order.
         rate: bytes per second and direction; 0 is no limit.
         loss: the probability that a piece, and the connection with it, is lost.
-        is_black_hole: pieces vanish, and connections stay.
+        is_black_hole: pieces vanish, and connections stay, from which then nothing comes any more.
         truncate_after: a connection is reset after so many more bytes to the client.
     """
 
@@ -164,7 +166,8 @@ class Link:
             while data := await reader.read(65_536):
                 if self._is_lost() or (to_client and self._truncates(connection, data)):
                     return
-                if not self.is_black_hole:
+                connection.is_half_open |= self.is_black_hole
+                if not connection.is_half_open:
                     due = await self._send(writer, data, due)
 
     async def _send(self, writer: asyncio.StreamWriter, data: bytes, last_due: float) -> float:
