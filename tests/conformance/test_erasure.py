@@ -286,7 +286,7 @@ async def test_a_message_of_a_fusion_whose_rows_an_interrupted_run_has_erased_is
             patch.setattr(Erasures, "erase_tenant", end)
             with pytest.raises(Transient, match="killed"):
                 await erase()
-        bus = Bus("ops", embedded(settings.data_dir))
+        bus = Bus("ops", embedded_broker(settings.data_dir))
         await bus.connect(timeout_s=30)
         headers = {"Fw-Subject": candidate_subject(key, 0, "a")}
         await bus.publish("fw.dead.judge.FW_CANDIDATE", canary.encode(), headers=headers)
