@@ -263,12 +263,14 @@ async def test_a_retry_waits_for_the_breaker_too_and_pays_no_call_meanwhile() ->
 
 
 async def test_who_waits_when_its_worker_stops_is_handed_back() -> None:
-    async with working(script("server_error"), max_attempts=1) as (worker, server):
+    long = Fault(kind="unavailable", headers={"retry-after": "300"})
+    async with working(script(long), max_attempts=1) as (worker, server):
         await worker.ask(count=5)
         waiting = worker.begin(deadline_s=HOUR_S)
         await worker.time.run(seconds=1)
         worker.generate.stop()
         await worker.time.run(seconds=6)
+        assert waiting.done(), "long before the breaker lets a call pass"
         with pytest.raises(Transient, match="begins no call"):
             await waiting
         assert server.stats.requests == 5
