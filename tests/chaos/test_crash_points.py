@@ -29,6 +29,7 @@ from fusewire.testing.crash_stack import PRODUCERS, CrashResult, CrashStack, cra
 from fusewire.testing.eventually import eventually, until
 from fusewire.testing.large_parts import picture
 from fusewire.testing.postgres import PostgresServer
+from fusewire_cli.client import Client
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "0"))
 REPORT = os.environ.get("CHAOS_REPORT")
@@ -113,7 +114,7 @@ def submitting(pool: str, count: int = PROMPTS, **fields: Any) -> Scenario:
 
     async def submit(stack: CrashStack) -> Names:
         names = [stack.name() for _ in range(count)]
-        async with stack.client() as client:
+        async with Client(stack.url) as client:
             for name in names:
                 body = {"custom_id": name, "prompt": question(name), "pool": pool, **fields}
                 await client.submit(body)
@@ -131,7 +132,7 @@ async def show_image(stack: CrashStack, seed: int | None = None) -> Names:
         {"type": "image_url", "image_url": {"url": url}},
     ]
     messages = [{"role": "user", "content": content}]
-    async with stack.client() as client:
+    async with Client(stack.url) as client:
         await client.submit({"custom_id": name, "messages": messages, "pool": "vote"})
     return [name]
 
@@ -172,7 +173,7 @@ async def stream(stack: CrashStack) -> Names:
 async def cancel(stack: CrashStack) -> Names:
     """A cancellation that its client asks for once."""
     name = stack.name()
-    async with stack.client() as client:
+    async with Client(stack.url) as client:
         body = {"custom_id": name, "prompt": question(name), "pool": "stalled"}
         fusion_id = (await client.submit(body))["id"]
     await eventually(stack.calls)
@@ -220,7 +221,7 @@ async def run_batch(stack: CrashStack) -> Names:
         json.dumps({"custom_id": name, "prompt": question(name), "pool": "vote"}) for name in names
     ]
     file.write_text("\n".join(lines) + "\n")
-    async with stack.client() as client:
+    async with Client(stack.url) as client:
         body = {
             "input_file_id": await client.upload(file),
             "endpoint": "/v1/chat/completions",

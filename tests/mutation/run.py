@@ -94,8 +94,8 @@ PARTS = {
         _tests("judge", "best_of", "merge", "debate", "tools", "decision", "margin", "form"),
     ),
     "shared": Part(
-        tuple(f"fusewire/{name}.py" for name in ("fence", "ids", "pricing", "answer_form")),
-        _tests("shared", "fence", "pricing", "identifiers", "answer_form"),
+        tuple(f"fusewire/{name}.py" for name in ("fence", "pricing")),
+        _tests("shared", "fence", "pricing"),
     ),
 }
 

@@ -28,8 +28,6 @@ from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_accounts import connect, embedded_broker
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS, INGEST
-from fusewire_cli.client import Client
-from fusewire_cli.local import broker_keys
 
 ACK_WAIT_S = 5.0
 """How soon what a dead process had in hand comes again, in place of 15 s: more than a heartbeat."""
@@ -92,12 +90,6 @@ class CrashStack:
     def name(self) -> str:
         """A name that no other prompt has."""
         return f"zq{next(self._numbers):05}"
-
-    @contextlib.asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A client that repeats what fails for the moment."""
-        async with Client(self.url) as client:
-            yield client
 
     @contextlib.asynccontextmanager
     async def bus(self) -> AsyncIterator[Bus]:
@@ -178,16 +170,12 @@ class CrashStack:
             bodies = await _rows(store, "SELECT fusion_id, body FROM candidates")
         finally:
             await store.close()
-        marks: Counter[tuple[str, str]] = Counter()
-        for key, body in bodies:
-            candidate = Candidate.decode(body) if key in fusions else None
-            if candidate and candidate.maybe_paid_twice:
-                marks[fusions[key], candidate.model] += 1
         calls = _by_prompt(self.calls())
         repeats: Counter[tuple[str, str]] = Counter()
         for (name, model, _), count in calls.items():
             repeats[name, model] += count - 1
         first_end = min((after for after in later if after > 0), default=None)
+        marks = _count_marks(bodies, fusions)
         return CrashResult(killed_at, outcomes, first_end, announcements, calls, +repeats, marks)
 
     async def _outcomes(self, store: Store, names: Sequence[str]) -> dict[str, list[str]]:
@@ -207,6 +195,16 @@ class CrashStack:
         return fusion_ids if is_whole and len(fusion_ids) == len(names) else {}
 
 
+def _count_marks(bodies: Sequence[Any], fusions: Mapping[str, str]) -> Counter[tuple[str, str]]:
+    """By prompt's name and model: candidates that say that they may have been paid twice."""
+    marks: Counter[tuple[str, str]] = Counter()
+    for key, body in bodies:
+        candidate = Candidate.decode(body) if key in fusions else None
+        if candidate and candidate.maybe_paid_twice:
+            marks[fusions[key], candidate.model] += 1
+    return marks
+
+
 @contextlib.contextmanager
 def crash_stack(
     cli: Cli, server: FakeServer, postgres: PostgresServer | None
@@ -223,7 +221,7 @@ def crash_stack(
         "PYTHONPATH": "",
     }
     cli = replace(cli, env={**cli.env, **env})
-    _make_seeds(broker_keys.folder_of(data))
+    _make_seeds(data / "nats" / "keys")
     with cli.start("up", "--processes") as process:
         url = address(cli, process)
         nats = embedded_broker(data)
