@@ -393,13 +393,21 @@ class Bus:
         """
         for durable in durables:
             try:
-                await self.js_of(durable.stream).consumer_info(durable.stream, durable.name)
+                await self._consumer_info(durable)
             except (APIError, NatsError, TimeoutError):
                 raise StartupError(
                     f"the consumer {durable.stream}/{durable.name} is not on the server",
                     "run `fusewire topology apply`",
                 ) from None
         self._background.start(f"{self.service}-consumers", consumers.watch(self.js_of, durables))
+
+    async def _consumer_info(self, durable: Durable) -> None:
+        """Ask for a consumer, and once more where a busy server does not answer in time."""
+        js = self.js_of(durable.stream)
+        with contextlib.suppress(TimeoutError):
+            await js.consumer_info(durable.stream, durable.name)
+            return
+        await js.consumer_info(durable.stream, durable.name)
 
     @property
     def last_store_id(self) -> str:

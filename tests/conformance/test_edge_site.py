@@ -284,7 +284,9 @@ async def test_a_worker_that_dies_on_the_way_to_the_hub_loses_nothing_and_double
             return await site.in_outbox() == 0
 
         await eventually(is_empty)
-    assert [outcome["is_degraded"] for outcome in outcomes] == [False] * 3
+    # The model says whatever it says, up to its limit of tokens.
+    reasons = {reason for outcome in outcomes for reason in outcome["degraded_reasons"]}
+    assert {reason.partition(":")[0] for reason in reasons} <= {"winner_cut"}
     async with _connection("ops", site.keys.settings("ops", site.hub.url)) as ops:
         # Each plan, and each answer of three members, once.
         assert (await ops.js.stream_info("FW_CANDIDATE")).state.last_seq == 3 * (1 + 3)
