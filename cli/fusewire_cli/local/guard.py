@@ -1,10 +1,10 @@
 """Ends the embedded broker after all who use it: `python -m fusewire_cli.local.guard`.
 
 Its standard input is a pipe. The runner holds the writing end, and so does each service that the
-runner has started as a process. The runner writes the broker's process to it as JSON, a line each
-time it starts one. The pipe reaches its end when all of them have ended, however they did:
-`kill -9` leaves no broker behind, and services that drain after the runner's death can still
-store what they have paid for (docs/decisions/0032).
+runner has started as a process. Each broker that is started writes its process id to it, a line,
+before it is one: whoever starts it may be killed in between. The pipe reaches its end when all of
+them have ended, however they did: `kill -9` leaves no broker behind, and services that drain after
+the runner's death can still store what they have paid for (docs/decisions/0032).
 """
 
 import asyncio
@@ -15,6 +15,14 @@ import sys
 from collections.abc import Iterable
 
 from fusewire_cli.local.process import ProcessRecord, end
+
+_ANNOUNCE = """
+import os, sys
+guard = int(sys.argv[1])
+os.write(guard, b"%d\\n" % os.getpid())
+os.close(guard)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Guard:
@@ -41,8 +49,14 @@ class Guard:
 
     def watch(self, pid: int) -> None:
         """Guard the broker that has this id, in place of the last."""
-        if broker := ProcessRecord.of(pid):
-            os.write(self._write, f"{broker.encode()}\n".encode())
+        os.write(self._write, f"{pid}\n".encode())
+
+    def wrap(self, *command: str) -> tuple[str, ...]:
+        """The command that names its process to the guard and then becomes another one.
+
+        It has to inherit `keep_open_fd`, which it closes.
+        """
+        return (sys.executable, "-ISc", _ANNOUNCE, str(self._write), *command)
 
     @property
     def has_ended(self) -> bool:
@@ -67,7 +81,7 @@ def guard(lines: Iterable[bytes]) -> None:
     """Read the pipe to its end, then end the process that was named last."""
     broker = None
     for line in lines:
-        broker = ProcessRecord.decode(line)
+        broker = ProcessRecord.of(int(line)) or broker
     if broker:
         end([broker], within_s=10)
 

@@ -134,16 +134,15 @@ class EmbeddedNats:
         port_option = ["-p", str(self._port)] if self._port else []
         with log, self._lock_store() as lock:
             config = self._configure()
+            command = (str(find()), "-c", str(config), "--ports_file_dir", str(ports), *port_option)
             self._process = await asyncio.create_subprocess_exec(
-                str(find()), "-c", str(config), "--ports_file_dir", str(ports), *port_option,
+                *(guard.wrap(*command) if guard else command),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 # A terminal's Ctrl-C is for the runner, which ends the server last.
                 start_new_session=True,
-                pass_fds=(lock.fileno(),),
+                pass_fds=(lock.fileno(), *([guard.keep_open_fd] if guard else [])),
                 env={"GOGC": GOGC, **os.environ, **self._public_keys},
             )  # fmt: skip
-            if guard:
-                guard.watch(self._process.pid)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if not self.is_running:
