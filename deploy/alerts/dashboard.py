@@ -242,6 +242,11 @@ ROWS: dict[str, list[Panel]] = {
             {rate("tier, model", "fusewire_call_retries_total"): "{{tier}} {{model}}"},
         ),
         Panel(
+            "Breakers: 0 closed, 1 probing, 2 open",
+            "short",
+            {"max by (model) (fusewire_breaker_state{NS})": "{{model}}"},
+        ),
+        Panel(
             "Calls not made, as the model fails",
             "ops",
             {rate("model, reason", "fusewire_calls_refused_total"): "{{model}} {{reason}}"},

@@ -185,13 +185,13 @@ async def test_closed_answers_are_voted_without_a_judge_call(
 async def test_a_member_that_fails_is_told_first(
     settings: Settings, running: Running, model_server: ModelServer
 ) -> None:
-    failing = Script.of("unauthorized").models["*"]
+    failing = Script.of("bad_request").models["*"]
     model_server.set_script(Script(models={"b": failing}))
     async with running(settings, *ALL) as client:
         shown = await ask(client, "Why?")
 
     assert list(shown)[:3] == ["is_degraded", "degraded_reasons", "status"]
-    assert (shown["is_degraded"], shown["degraded_reasons"]) == (True, ["failed:b:unauthorized"])
+    assert (shown["is_degraded"], shown["degraded_reasons"]) == (True, ["failed:b:bad_request"])
     assert parts(shown) == {"a": "ok", "b": "error", "c": "ok"}
     assert shown["status"] == "selected"
 

@@ -99,7 +99,8 @@ def replicas(
     """On a database that this code has migrated."""
     settings = make_settings()
     config = {
-        **settings.model_dump(mode="json", include={"models", "pools"}),
+        # What is not set is left out: earlier releases refuse keys that they do not know.
+        **settings.model_dump(mode="json", include={"models", "pools"}, exclude_unset=True),
         "nats": {"url": nats.url},
         "database": {"url": postgres_database.url},
     }

@@ -60,9 +60,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
         yield server
 
 
-def configured(folder: Path, server: FakeServer) -> Cli:
+def configured(folder: Path, server: FakeServer, *, breaker: bool = True) -> Cli:
     models = "\n".join(
         f'[models.{name}]\nkind = "remote"\nbase_url = "{server.base_url}"\nmodel = "{name}"'
+        f"\nbreaker = {str(breaker).lower()}"
         for name in "abcj"
     )
     (folder / "fusewire.toml").write_text(CONFIG.format(models=models))
@@ -79,7 +80,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """One stack for all tests of a module."""
     folder = tmp_path_factory.mktemp("served")
     with fake_models("5") as server:
-        cli = configured(folder, server)
+        # The failures of one test must not keep the next one's calls back.
+        cli = configured(folder, server, breaker=False)
         with cli.start("up") as process:
             url = address(cli, process)
             yield RunningStack(url, folder / ".fusewire", server)
