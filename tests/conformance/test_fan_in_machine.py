@@ -6,7 +6,6 @@ happen stands beside the rows.
 """
 
 import asyncio
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -27,12 +26,11 @@ from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, fusions, outcomes, rounds
 from fusewire.testing.factories import (
     OPEN_ANSWERS,
-    FakeClock,
     make_candidate,
     make_plan,
     make_prompt,
 )
-from fusewire.testing.machines import Loop, run_machine
+from fusewire.testing.machines import Loop, SharedState, run_machine
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.handlers import PUBLISHED_WITHIN, Handlers
@@ -101,25 +99,15 @@ class FailingStore:
         return await self._store.run(fail if self.fails and write else work, write=write)
 
 
-class Ground:
-    """What the examples of one run share: a database, a clock that never goes back, numbers."""
-
-    def __init__(self, loop: Loop, store: Store) -> None:
-        self.loop = loop
-        self.store = store
-        self.clock = FakeClock()
-        self.numbers = itertools.count(1)
-
-
 class FanIn(RuleBasedStateMachine):
     """Up to three fusions, from their acceptance to their outcome."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, shared: SharedState) -> None:
         super().__init__()
-        self.ground = ground
-        self.clock = ground.clock
+        self.shared = shared
+        self.clock = shared.clock
         self.broker = Broker()
-        self.store = FailingStore(ground.store)
+        self.store = FailingStore(shared.store)
         self.buses = [JudgeBus(self.broker), JudgeBus(self.broker)]
         self.judges = [self.new_judge(number) for number in (0, 1)]
         self.prompts: list[Prompt] = []
@@ -137,7 +125,7 @@ class FanIn(RuleBasedStateMachine):
         return Handlers(bus, cast("Store", self.store), self.clock)
 
     def run(self, work: Any) -> Any:
-        return self.ground.loop.run(work)
+        return self.shared.loop.run(work)
 
     async def attempt(self, number: int, work: Any) -> None:
         """Let a judge work; one that fails ends, and another starts in its place."""
@@ -152,7 +140,7 @@ class FanIn(RuleBasedStateMachine):
             if isinstance(message, Plan)
             else candidate_subject(message.fusion_id, message.round, message.call)
         )
-        number = next(self.ground.numbers)
+        number = next(self.shared.numbers)
         return Delivery(message.encode(), subject, {}, 2, "FW_CANDIDATE", number, cast("Msg", None))
 
     def batch(self, data: st.DataObject) -> list[Delivery]:
@@ -172,7 +160,7 @@ class FanIn(RuleBasedStateMachine):
         for panel in panels:
             now = self.clock()
             prompt = make_prompt(
-                custom_id=f"machine-{next(self.ground.numbers)}",
+                custom_id=f"machine-{next(self.shared.numbers)}",
                 mode=mode,
                 submitted_at=now,
                 deadline_at=now + timedelta(seconds=60),
@@ -188,9 +176,9 @@ class FanIn(RuleBasedStateMachine):
         forged = self.prompts[0]
         self.messages.append(make_candidate("forged", "d", prompt=forged))
         self.messages.append(make_candidate("forged", "b", prompt=forged, model="m-evil"))
-        stranger = make_prompt(custom_id=f"stranger-{next(self.ground.numbers)}")
+        stranger = make_prompt(custom_id=f"stranger-{next(self.shared.numbers)}")
         self.messages += [make_plan(stranger), make_candidate("4", "a", prompt=stranger)]
-        submissions = Submissions(self.ground.store)
+        submissions = Submissions(self.shared.store)
         self.run(submissions.add(self.prompts, [None] * len(self.prompts)))
 
     @rule(number=JUDGES, data=st.data())
@@ -274,7 +262,7 @@ class FanIn(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         prompt = self.prompts[data.draw(st.integers(0, 9)) % len(self.prompts)]
-        submissions = Submissions(self.ground.store)
+        submissions = Submissions(self.shared.store)
         self.run(submissions.cancel(prompt.tenant, [prompt.fusion_id], self.clock()))
         if prompt.fusion_id not in self.ended:
             self.cancelled_before_end.add(prompt.fusion_id)
@@ -291,7 +279,7 @@ class FanIn(RuleBasedStateMachine):
         def read(connection: Connection) -> list[Any]:
             return list(connection.execute(select(*columns).where(where)))
 
-        return cast("list[Any]", self.run(self.ground.store.run(read, write=False)))
+        return cast("list[Any]", self.run(self.shared.store.run(read, write=False)))
 
     @invariant()
     def check(self) -> None:
@@ -354,8 +342,8 @@ class FanIn(RuleBasedStateMachine):
 def test_the_fan_in_holds_whatever_comes(database: Database) -> None:
     with Loop() as loop:
         store = Store(database)
-        ground = Ground(loop, store)
+        shared = SharedState(loop, store)
         try:
-            run_machine(lambda: FanIn(ground), examples=12)
+            run_machine(lambda: FanIn(shared), examples=12)
         finally:
             loop.run(store.close())

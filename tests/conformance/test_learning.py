@@ -2,7 +2,11 @@
 
 from datetime import UTC, datetime
 
+import pytest
+from sqlalchemy import Connection, update
+
 from fusewire.store.engine import Store
+from fusewire.store.tables import verdicts
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_judge.learning.statistics import StoredHistory, learn_statistics
 from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
@@ -49,3 +53,24 @@ async def test_only_verdicts_on_open_answers_of_the_newest_outcomes_are_read(sto
     assert none == []
     assert {verdict.kind for verdict in all_} == {"open"}
     assert all(verdict.winner in verdict.shown for verdict in all_)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"kind": "guard"}, {"is_by_margin": True}, {"void": "no_answer"}, {"winner": None}],
+    ids=lambda values: next(iter(values)),
+)
+async def test_verdicts_that_say_nothing_of_members_teach_nothing(
+    store: Store, values: dict[str, object]
+) -> None:
+    await fill(store, TRUTH, 60, seed=1)
+
+    def change(connection: Connection) -> None:
+        connection.execute(update(verdicts).values(values))
+
+    before = await store.run(lambda c: newest_verdicts(c, ["default"], 1000), write=False)
+    await store.run(change, write=True)
+    after = await store.run(lambda c: newest_verdicts(c, ["default"], 1000), write=False)
+
+    assert before
+    assert after == []

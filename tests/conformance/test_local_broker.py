@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from fusewire.settings import Settings
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire_cli.local import nats, runner
+from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
 from fusewire_cli.local.runner import Stack, apply_topology
 
@@ -106,3 +108,15 @@ async def test_a_broker_that_stores_is_left_alone(broker: EmbeddedNats, tmp_path
     assert (broker.is_running, broker.pid, watch.done()) == (True, pid, False)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
+
+
+async def test_what_is_started_names_itself_to_the_guard() -> None:
+    """Its starter may be killed before it could."""
+    guard = Guard()
+    await guard.start()
+    command = guard.wrap(shutil.which("sleep") or "", "600")
+    sleeper = await asyncio.create_subprocess_exec(*command, pass_fds=(guard.keep_open_fd,))
+
+    await guard.stop(PATIENCE_S)
+
+    assert await asyncio.wait_for(sleeper.wait(), PATIENCE_S) == -signal.SIGTERM

@@ -5,7 +5,6 @@ broker fails before or after it has stored a prompt, an ingest ends with what it
 the broker loses its store, and clients cancel.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
@@ -21,8 +20,8 @@ from fusewire.errors import Transient
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, prompts, published_to
-from fusewire.testing.factories import FakeClock, make_prompt
-from fusewire.testing.machines import Loop, run_machine
+from fusewire.testing.factories import make_prompt
+from fusewire.testing.machines import Loop, SharedState, run_machine
 from fusewire_ingest.outbox import SWEEP_EVERY_S, Outbox
 from fusewire_ingest.repository.submissions import Submissions
 
@@ -92,23 +91,13 @@ class NoLargeParts:
         """Nothing to see to."""
 
 
-class Ground:
-    """What the examples of one run share."""
-
-    def __init__(self, loop: Loop, store: Store) -> None:
-        self.loop = loop
-        self.store = store
-        self.clock = FakeClock()
-        self.numbers = itertools.count(1)
-
-
 class OutboxMachine(RuleBasedStateMachine):
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, shared: SharedState) -> None:
         super().__init__()
-        self.ground = ground
-        self.clock = ground.clock
-        self.submissions = Submissions(ground.store)
-        self.broker = Broker(next(ground.numbers))
+        self.shared = shared
+        self.clock = shared.clock
+        self.submissions = Submissions(shared.store)
+        self.broker = Broker(next(shared.numbers))
         self.buses = [IngestBus(self), IngestBus(self)]
         self.outboxes = [self.new_outbox(number) for number in (0, 1)]
         self.prompts: list[Prompt] = []
@@ -122,7 +111,7 @@ class OutboxMachine(RuleBasedStateMachine):
         return outbox
 
     def run(self, work: Any) -> Any:
-        return self.ground.loop.run(work)
+        return self.shared.loop.run(work)
 
     # -- what happens -------------------------------------------------------------------------
 
@@ -134,13 +123,13 @@ class OutboxMachine(RuleBasedStateMachine):
             for table in (fusions, prompts, published_to):
                 connection.execute(delete(table))
 
-        self.run(self.ground.store.run(clear, write=True))
+        self.run(self.shared.store.run(clear, write=True))
         self.accept(1)
 
     @rule(count=st.integers(1, 3))
     def accept(self, count: int) -> None:
         batch = [
-            make_prompt(custom_id=f"outbox-{next(self.ground.numbers)}", submitted_at=self.clock())
+            make_prompt(custom_id=f"outbox-{next(self.shared.numbers)}", submitted_at=self.clock())
             for _ in range(count)
         ]
         self.run(self.submissions.add(batch, [None] * count))
@@ -170,7 +159,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_store(self) -> None:
-        self.broker = Broker(next(self.ground.numbers))
+        self.broker = Broker(next(self.shared.numbers))
 
     @rule(seconds=st.sampled_from([1, 3, 20]))
     def pass_time(self, seconds: int) -> None:
@@ -195,7 +184,7 @@ class OutboxMachine(RuleBasedStateMachine):
         def read(connection: Connection) -> set[str]:
             return set(connection.execute(query).scalars())
 
-        return cast("set[str]", self.run(self.ground.store.run(read, write=False)))
+        return cast("set[str]", self.run(self.shared.store.run(read, write=False)))
 
     def settle(self) -> None:
         """Let both sweep once while the broker answers: each learns of its store."""
@@ -227,8 +216,8 @@ async def _notice_nothing() -> None: ...
 def test_what_is_committed_is_published_in_the_end(database: Database) -> None:
     with Loop() as loop:
         store = Store(database)
-        ground = Ground(loop, store)
+        shared = SharedState(loop, store)
         try:
-            run_machine(lambda: OutboxMachine(ground), examples=15)
+            run_machine(lambda: OutboxMachine(shared), examples=15)
         finally:
             loop.run(store.close())

@@ -212,6 +212,26 @@ async def test_a_service_without_its_durable_does_not_start(make_bus: MakeBus) -
     await bus.require(JUDGE, Durable("FW_TASK_REMOTE", "default-high", ""))
 
 
+async def test_a_server_that_is_too_busy_to_answer_is_asked_once_more(
+    make_bus: MakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await make_bus("judge")
+    await provision.apply(bus.js, WANTED)
+    ask, answers = bus.js.consumer_info, iter([TimeoutError, None])
+
+    async def busy(stream: str, consumer: str) -> api.ConsumerInfo:
+        if (failure := next(answers)) is not None:
+            raise failure
+        info: api.ConsumerInfo = await ask(stream, consumer)
+        return info
+
+    monkeypatch.setattr(bus.js, "consumer_info", busy)
+
+    await bus.require(JUDGE)
+
+    assert list(answers) == []
+
+
 async def test_a_server_that_does_not_answer_is_named_with_what_to_do(nats: NatsServer) -> None:
     url = nats.url.replace("nats://", "nats://me:s3cr3t@")
     await nats.stop()

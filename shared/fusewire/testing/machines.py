@@ -1,6 +1,7 @@
 """Runs hypothesis's state machines against real parts, whose methods are coroutines."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -8,6 +9,9 @@ from typing import Any, Self, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from fusewire.store.engine import Store
+from fusewire.testing.factories import FakeClock
 
 T = TypeVar("T")
 
@@ -29,6 +33,16 @@ class Loop:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end."""
         return self._runner.run(work)
+
+
+class SharedState:
+    """What the examples of one run share: a database, a clock that never goes back, numbers."""
+
+    def __init__(self, loop: Loop, store: Store) -> None:
+        self.loop = loop
+        self.store = store
+        self.clock = FakeClock()
+        self.numbers = itertools.count(1)
 
 
 def run_machine(

@@ -112,11 +112,13 @@ def labels(right: str, fusions: range) -> list[StoredAnswer]:
 
 
 def test_a_label_is_believed_over_the_verdicts_beside_it() -> None:
-    data = StoredHistory(labels("b", range(30)), verdicts("a", range(30)))
+    beside = StoredHistory(labels("b", range(30)), verdicts("a", range(30)))
+    alone = StoredHistory(labels("b", range(30)))
 
-    weights = learn_statistics(data).weights["p", "open"]
+    weights = learn_statistics(beside).weights["p", "open"]
 
     assert weights["b"] > 1 > weights["a"]
+    assert weights == learn_statistics(alone).weights["p", "open"]
 
 
 def test_verdicts_without_labels_are_learned_from() -> None:
@@ -204,3 +206,16 @@ def test_configured_weights_are_no_odds(begin: Begin) -> None:
     members = [make_member("a", 50.0), make_member("b"), make_member("c")]
 
     assert judged(begin(members=members), "b").winner == "b"
+
+
+def test_a_tie_of_closed_answers_is_for_the_judge_alone(begin: Begin) -> None:
+    """Who is right more often on open prompts need not be on these."""
+    learned = {"number": 1.0, "open": 4.0}
+    members = [
+        make_member("a", learned=learned),
+        make_member("b", learned={"number": 1.0, "open": 0.25}),
+    ]
+    play = begin(members=members).says(a="4", b="5")
+    play.asks()
+
+    assert play.judge_says("b").ends().winner == "b"
