@@ -151,4 +151,4 @@ async def test_a_running_broker_starts_again_though_a_key_is_lost(tmp_path: Path
         (tmp_path / "nats" / "keys" / "judge.seed").unlink()
         await broker.stop()
         await broker.start()
-        assert (broker.url, await broker.answers()) == (url, True)
+        assert (broker.url, await broker.stores()) == (url, True)

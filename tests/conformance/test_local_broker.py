@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 from structlog.testing import capture_logs
 
-from fusewire.settings import Settings
+from fusewire.settings import Nats, Settings
 from fusewire.testing.eventually import PATIENCE_S, eventually
+from fusewire.testing.nats_accounts import connect_to
 from fusewire_cli.local import nats, runner
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
@@ -43,7 +46,7 @@ async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_roo
     broker: EmbeddedNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = Stack(Settings(data_dir=tmp_path))
-    assert await broker.answers()
+    assert await broker.stores()
     os.kill(broker.pid, signal.SIGSTOP)
     monkeypatch.setattr(runner, "has_room", lambda _: False)
     watch = asyncio.create_task(stack._watch_broker(broker))
@@ -58,7 +61,40 @@ async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_roo
     await asyncio.gather(watch, return_exceptions=True)
     assert "up.broker_stuck" in [line["event"] for line in told]
     await broker.start()
-    assert await broker.answers()
+    assert await broker.stores()
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_broker_of_which_one_stream_was_full_is_ended_where_there_is_room(
+    broker: EmbeddedNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of its files is a full disk to the one stream that is written to."""
+    monkeypatch.setattr(runner, "has_room", lambda _: True)
+    connection = broker.connection(Nats())
+    full, unlimited = (30_000, resource.RLIM_INFINITY), (resource.RLIM_INFINITY,) * 2
+    ingest = await connect_to(connection, "ingest")
+    js = ingest.jetstream(timeout=1)
+    try:
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, full)
+        with pytest.raises(NatsError):
+            await js.publish("fw.prompt.batch.acme", bytes(40_000))
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, unlimited)
+        with pytest.raises(NatsError):
+            await js.publish("fw.prompt.batch.acme", b"after it")
+        assert await broker._answers(), "other streams store"
+    finally:
+        await ingest.close()
+
+    watch = asyncio.create_task(Stack(Settings(data_dir=tmp_path))._watch_broker(broker))
+    await eventually(lambda: not broker.is_running)
+
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    await broker.start()
+    assert await broker.stores()
+    ingest = await connect_to(connection, "ingest")
+    assert (await ingest.jetstream().publish("fw.prompt.batch.acme", b"again")).seq
+    await ingest.close()
 
 
 async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(
@@ -80,13 +116,13 @@ async def test_the_watch_ends_though_a_look_keeps_the_cancellation_to_itself(
 ) -> None:
     looking = asyncio.Event()
 
-    async def answers(_: EmbeddedNats) -> bool:
+    async def stores(_: EmbeddedNats) -> bool:
         looking.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         return True
 
-    monkeypatch.setattr(EmbeddedNats, "answers", answers)
+    monkeypatch.setattr(EmbeddedNats, "stores", stores)
     watch = asyncio.create_task(
         Stack(Settings(data_dir=tmp_path))._watch_broker(EmbeddedNats(tmp_path))
     )

@@ -48,6 +48,8 @@ jetstream {{
 }}
 include "accounts.conf"
 """
+_WRITE_ERROR = b"Critical write error"
+"""What the server logs once a stream could not be written to."""
 _ACCOUNT = "FW"
 _ACCOUNT_BEFORE = "$G"
 """The account that had the streams before there were keys: the server's only one."""
@@ -90,11 +92,18 @@ class EmbeddedNats:
         self._public_keys: Mapping[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
+        self._log_bytes = 0
+        """How much of its log has been read."""
+        self._has_write_error = False
 
     @property
     def store(self) -> Path:
         """The folder of its messages."""
         return self._folder / "store"
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "nats.log"
 
     @property
     def url(self) -> str:
@@ -130,7 +139,9 @@ class EmbeddedNats:
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
-        log = (self._folder / "nats.log").open("ab")
+        log = self._log.open("ab")
+        self._log_bytes = log.tell()
+        self._has_write_error = False
         port_option = ["-p", str(self._port)] if self._port else []
         with log, self._lock_store() as lock:
             config = self._configure()
@@ -152,9 +163,7 @@ class EmbeddedNats:
                 return
             await asyncio.sleep(0.02)
         await self.stop()
-        raise StartupError(
-            "the embedded nats-server did not start", f"see {self._folder / 'nats.log'}"
-        )
+        raise StartupError("the embedded nats-server did not start", f"see {self._log}")
 
     def _configure(self) -> Path:
         """Write the server's configuration. Returns its file."""
@@ -189,11 +198,26 @@ class EmbeddedNats:
             ) from None
         return lock
 
-    async def answers(self) -> bool:
-        """Whether it stores a message.
+    async def stores(self) -> bool:
+        """Whether it stores messages, in all of its streams.
 
-        After a full disk it stores none until it is restarted, even if there is room again.
+        After a full disk a stream stores none until the server is restarted, even if there is room
+        again; others may go on. The server tells no client which they are, but its log does.
         """
+        return await self._answers() and not self._has_lost_a_stream()
+
+    def _has_lost_a_stream(self) -> bool:
+        """Whether a stream could not be written to since the server was started."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_bytes)
+            lines = log.read()
+        # A line that is being written is read again.
+        self._log_bytes += lines.rfind(b"\n") + 1
+        self._has_write_error = self._has_write_error or _WRITE_ERROR in lines
+        return self._has_write_error
+
+    async def _answers(self) -> bool:
+        """Whether it stores a message in one stream."""
         client = Client()
         try:
             await client.connect(

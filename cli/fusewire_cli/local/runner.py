@@ -302,7 +302,7 @@ class Stack:
         # nats-py swallows a cancellation that comes while it closes a connection.
         while not me.cancelling():
             await asyncio.sleep(PROBE_EVERY_S)
-            failed_probes = 0 if await broker.answers() else failed_probes + 1
+            failed_probes = 0 if await broker.stores() else failed_probes + 1
             if failed_probes >= PROBES and has_room(broker.store):
                 log.warning("up.broker_stuck", seconds=round(failed_probes * PROBE_EVERY_S))
                 broker.kill()

@@ -57,7 +57,11 @@ def embedded_broker(data_dir: Path) -> Nats:
 
 async def connect(data_dir: Path, user: str = "ops") -> Client:
     """A connection to the embedded broker of such a stack, as one of its users."""
-    settings = embedded_broker(data_dir)
+    return await connect_to(embedded_broker(data_dir), user)
+
+
+async def connect_to(settings: Nats, user: str) -> Client:
+    """A connection to an embedded broker as one of its users, whose keys are in a folder."""
     assert settings.nkey is not None
     client = Client()
     await client.connect(
