@@ -274,7 +274,7 @@ def rejudge(
         str | None, typer.Option("--criteria", help="What the judge shall value.")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option("--mode", help="best-of, merge or debate; else as it was.")
+        str | None, typer.Option("--mode", help="best-of, merge, debate or verify; else as it was.")
     ] = None,
     pool: Annotated[
         str | None, typer.Option("--pool", help="The pool whose judge and rules apply.")

@@ -193,7 +193,8 @@ def eval_run(
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            "--mode", help="best-of, merge or debate; may be given again. The default is best-of."
+            "--mode",
+            help="best-of, merge, debate or verify; may be given again. The default is best-of.",
         ),
     ] = None,
     judge: JudgeOption = None,

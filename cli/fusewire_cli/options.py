@@ -10,7 +10,8 @@ PoolOption = Annotated[
     str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")
 ]
 ModeOption = Annotated[
-    str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")
+    str | None,
+    typer.Option("--mode", help="best-of, merge, debate or verify; the default is the pool's."),
 ]
 SinceOption = Annotated[
     str | None,

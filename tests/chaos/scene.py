@@ -52,6 +52,7 @@ from fusewire.testing.stack_events import (
     model_calls,
     occurrences,
     queue_counts,
+    queue_details,
     stored_events,
 )
 from fusewire.testing.tiny_gguf import write_gguf
@@ -419,7 +420,10 @@ async def note_end(stack: Stack, history: History) -> None:
     """Write down all that can be read when nothing is under way any more."""
     with contextlib.suppress(AssertionError):
         await eventually(lambda: are_empty(stack.nats), timeout_s=END_S)
-    history.add(*await queue_counts(stack.nats))
+    counts = await queue_counts(stack.nats)
+    history.add(*counts)
+    if any(event.count for event in counts if isinstance(event, QueueCount)):
+        sys.stderr.write("left: " + "\n".join(await queue_details(stack.nats)) + "\n")
     store = Store(Database(url=stack.database))
     try:
         history.add(*await stored_events(store))

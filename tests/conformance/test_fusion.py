@@ -22,6 +22,7 @@ from fusewire.testing.factories import make_prompt
 from fusewire.testing.model_script import (
     Fault,
     ModelScript,
+    Rule,
     Script,
     ScriptedCall,
     last_user_message,
@@ -182,6 +183,42 @@ async def test_verdicts_tell_whether_a_judge_follows_place(
         8,
     )
     assert (bias["first_win_rate"], bias["fair_first_rate"]) == (1.0, pytest.approx(1 / 3))
+
+
+async def test_each_answer_is_checked_on_its_own(
+    make_settings: MakeSettings,
+    running: Running,
+    model_server: ModelServer,
+    nats: NatsServer,
+    database: Database,
+) -> None:
+    def say(*, passes: bool) -> str:
+        return json.dumps({"reason": "The sum of it is 5, as I see it.", "passes": passes})
+
+    judge = ModelScript(
+        rules=(
+            Rule(match=r"\]\]\n5\n\[\[", answer=say(passes=True)),
+            Rule(match=r"Does the candidate pass\?", answer=say(passes=False)),
+        )
+    )
+    model_server.set_script(script(a=FOUR, b=FOUR, c=ModelScript(answer="5"), j=judge))
+    config = make_settings(nats=Nats(url=nats.url), database=database, pool={"checks": 2})
+    async with running(config, *ALL) as client:
+        outcome = await ask(client, mode="verify")
+
+    assert (outcome["status"], outcome["winner"], outcome["content"]) == ("selected", "c", "5")
+    assert outcome["reason"] == "The sum of it is 5, as I see it. (passed 2 of 2 checks)"
+    assert outcome["is_degraded"] is False
+    found = await rows(config, "SELECT call, kind, shown, winner, output FROM v_verdict ORDER BY 1")
+    assert [(row["call"], row["kind"], row["winner"]) for row in found] == [
+        ("check-1-1-1", "check", None),
+        ("check-1-1-2", "check", None),
+        ("check-1-2-1", "check", "c"),
+        ("check-1-2-2", "check", "c"),
+    ]
+    assert json.loads(found[0]["output"])["passes"] is False
+    for view in ("v_pair", "v_judge_bias", "v_win_matrix"):
+        assert await rows(config, f"SELECT * FROM {view}") == [], "a check compares nothing"
 
 
 async def test_a_straggler_is_asked_a_second_time(

@@ -57,7 +57,13 @@ async def test_only_verdicts_on_open_answers_of_the_newest_outcomes_are_read(sto
 
 @pytest.mark.parametrize(
     "values",
-    [{"kind": "guard"}, {"is_by_margin": True}, {"void": "no_answer"}, {"winner": None}],
+    [
+        {"kind": "guard"},
+        {"kind": "check"},
+        {"is_by_margin": True},
+        {"void": "no_answer"},
+        {"winner": None},
+    ],
     ids=lambda values: next(iter(values)),
 )
 async def test_verdicts_that_say_nothing_of_members_teach_nothing(

@@ -53,7 +53,7 @@ def add_insight(old: StoredCase, insight: JudgeInsight) -> None:
     flags = {answer.member: answer.is_right for answer in old.outcome.answers}
     for verdict in old.outcome.verdicts:
         is_right_flags = [flags[name] for name in verdict.shown if flags.get(name) is not None]
-        if not verdict.void and verdict.kind != "guard" and verdict.winner in flags:
+        if not verdict.void and verdict.kind in ("listwise", "pair") and verdict.winner in flags:
             insight.add(
                 sum(map(bool, is_right_flags)),
                 len(is_right_flags),

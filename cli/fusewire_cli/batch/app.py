@@ -97,7 +97,7 @@ PoolOption = Annotated[
 ]
 ModeOption = Annotated[
     str | None,
-    typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins."),
+    typer.Option("--mode", help="best-of, merge, debate or verify; a bare line's own mode wins."),
 ]
 PriorityOption = Annotated[
     Priority | None,

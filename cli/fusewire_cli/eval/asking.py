@@ -36,7 +36,7 @@ class Target:
 
         Args:
             question: what was asked.
-            mode: best-of, merge or debate.
+            mode: best-of, merge, debate or verify.
             replies: the members' replies.
             weights: the members' vote weights; 1 for those that have none.
         """

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from fusewire.configuration import find_file
 from fusewire.settings import Pool, Settings
@@ -65,7 +65,7 @@ class Evaluation:
                 scores |= await self._run_best_of(api)
             else:
                 outcomes = await self._fuse(api, mode, mode, {})
-                scores[mode, "merge" if mode == "merge" else "debate"] = self._scores(outcomes)
+                scores[mode, cast("Kind", mode)] = self._scores(outcomes)
         return scores
 
     async def _run_best_of(self, api: Client) -> dict[tuple[str, Kind], list[Score]]:
@@ -132,7 +132,7 @@ class Evaluation:
         Args:
             api: the service.
             name: of the row.
-            mode: best-of, merge or debate.
+            mode: best-of, merge, debate or verify.
             weights: by custom_id, the members' weights; without them, all are 1.
             equal_outcomes: outcomes of this mode with equal weights.
         """

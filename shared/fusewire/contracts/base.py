@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 Residency = Literal["any", "edge-only"]
 Priority = Literal["high", "normal", "low"]
 Tier = Literal["edge", "remote"]
-Mode = Literal["best-of", "merge", "debate"]
+Mode = Literal["best-of", "merge", "debate", "verify"]
 
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -31,7 +31,9 @@ whose guard is off."""
 
 AnswerKind = Literal["tool_call", "json", "number", "choice", "label", "open"]
 
-VerdictKind = Literal["listwise", "pair", "guard"]
+VerdictKind = Literal["listwise", "pair", "guard", "check"]
+"""What a judge was asked: which of all answers is best, which of two, whether a merge is no worse
+than the best answer, or whether one answer is right."""
 
 CONTROL = "~control"
 MERGED = "~merged"
@@ -51,10 +53,12 @@ class Verdict(Part):
     control: str | None = None
     """The control candidate that was shown, if any."""
     winner: str | None = None
-    """The member that the judge chose; None if that could not be read."""
+    """The member that the judge chose; None if that could not be read. Of a check, the member whose
+    answer passed; None if it did not."""
     rung: ParseStage | None = None
     logprobs: tuple[float, ...] = ()
-    """From a judge that decides by margin: for each shown candidate, the mean per token."""
+    """From a judge that decides by margin: for each shown candidate, the mean per token; of a
+    check, those of "yes" and of "no"."""
     void: str | None = None
     """Why the verdict does not count; None if it counts."""
     is_consistent: bool | None = None

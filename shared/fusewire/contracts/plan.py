@@ -102,6 +102,8 @@ class Policy(Part):
     """Whether a merge is returned only if it holds its own against the best single answer."""
     debate_families: int = Field(default=2, ge=1, le=8)
     """Debate takes members of at least this many families; 1 lets one model debate with itself."""
+    checks: int = Field(default=1, ge=1, le=5)
+    """How often each judge checks an answer in mode verify; judges by margin do so once."""
     control_share: float = Field(default=0.02, ge=0, le=1)
     """The share of a judge's line-ups that hold a control, an answer that only a broken judge
     picks."""

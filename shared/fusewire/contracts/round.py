@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, Field
 from fusewire.contracts.base import Part, Priority, Residency, Wire
 from fusewire.contracts.prompt import Message, Sampling, Tool
 
-CallKind = Literal["answer", "verdict", "analysis", "write", "debate"]
+CallKind = Literal["answer", "verdict", "analysis", "write", "debate", "check"]
 
 
 class CallSettings(Part):

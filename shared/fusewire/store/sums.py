@@ -135,7 +135,7 @@ def _comparisons(verdict: Row, verdicts: Sequence[Row]) -> list[tuple[str, str, 
     verdicts counts. One that did not made no difference between the two that it named.
     """
     winner = verdict["winner"]
-    if verdict["void"] is not None or verdict["kind"] == "guard" or winner is None:
+    if verdict["void"] is not None or verdict["kind"] in ("guard", "check") or winner is None:
         return []
     if verdict["is_by_margin"]:
         return _wins(verdict)
@@ -155,9 +155,10 @@ def _wins(verdict: Row) -> list[tuple[str, str, bool]]:
 
 
 def judge_days(record: StoredOutcome) -> Iterator[tuple[Key, Amounts]]:
-    """What verdicts that could be read, and held no control, add to `judge_days`."""
+    """What comparisons that could be read, and held no control, add to `judge_days`."""
     for verdict in record.verdicts:
-        if verdict["winner"] is None or verdict["control"] is not None:
+        is_comparison = verdict["kind"] != "check" and verdict["control"] is None
+        if verdict["winner"] is None or not is_comparison:
             continue
         position, longest = verdict["winner_position"], verdict["longest_position"]
         has_others = 1 <= verdict["n_own_family"] < verdict["n_shown"]

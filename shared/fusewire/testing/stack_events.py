@@ -156,6 +156,26 @@ async def queue_counts(nats: Nats) -> list[Event]:
         await bus.stop()
 
 
+async def queue_details(nats: Nats) -> list[str]:
+    """What the streams of work hold, a line for each subject and consumer."""
+    bus = Bus("ops", nats)
+    await bus.connect(timeout_s=PATIENCE_S)
+    lines = []
+    try:
+        for stream in CARRIERS:
+            info = await bus.js.stream_info(stream, subjects_filter=">")
+            lines += [f"{stream}: {subject}" for subject in info.state.subjects or {}]
+            if info.state.messages:
+                consumers = await bus.js.consumers_info(stream)
+                lines += [
+                    f"{stream}: {c.name} pending {c.num_pending}, open {c.num_ack_pending}"
+                    for c in consumers
+                ]
+    finally:
+        await bus.stop()
+    return lines
+
+
 def occurrences(canary: str, places: Mapping[str, bytes]) -> dict[str, int]:
     """How often a text occurs in the bytes of each place."""
     pattern = re.compile(re.escape(canary.encode()))

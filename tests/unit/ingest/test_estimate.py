@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message, RecordedAnswer, Sampling, TextReference
+from fusewire.contracts import MODES, Message, RecordedAnswer, Sampling, TextReference
 from fusewire.testing.factories import make_prompt
 from fusewire_ingest.admission.estimate import (
     Catalogue,
@@ -111,13 +111,14 @@ RULES = st.fixed_dictionaries(
         "is_hedged": st.booleans(),
         "is_guarded": st.booleans(),
         "debate_rounds": st.integers(1, 5),
+        "checks": st.integers(1, 5),
         "criteria": st.sampled_from(["Be strict.", "x" * 4000]),
     },
 )
 MEMBERS = st.lists(st.sampled_from(["a", "b", "edge", "free"]), min_size=1, max_size=4, unique=True)
 
 
-@given(MEMBERS, RULES, st.sampled_from(["best-of", "merge", "debate"]), st.text(max_size=300))
+@given(MEMBERS, RULES, st.sampled_from(MODES), st.text(max_size=300))
 def test_the_least_is_not_more_than_expected_nor_that_than_the_most(
     members: list[str], rules: dict[str, Any], mode: str, text: str
 ) -> None:
@@ -128,6 +129,19 @@ def test_the_least_is_not_more_than_expected_nor_that_than_the_most(
     assert prediction.usd_max is not None
     assert 0 <= prediction.usd_min <= prediction.usd_expected + 1e-12
     assert prediction.usd_expected <= prediction.usd_max + 1e-12
+
+
+def test_each_answer_is_checked_as_often_as_the_pool_says() -> None:
+    once = estimate_of(pool("a", "b", judge="j"), "Why?", mode="verify")
+    thrice = estimate_of(pool("a", "b", judge="j", checks=3), "Why?", mode="verify")
+    alone = estimate_of(pool("a", "b"), "Why?", mode="verify")
+
+    assert alone.usd_expected is not None
+    assert once.usd_expected is not None
+    assert thrice.usd_expected is not None
+    cost_of_checks = once.usd_expected - alone.usd_expected
+    assert cost_of_checks > 0
+    assert thrice.usd_expected == pytest.approx(alone.usd_expected + 3 * cost_of_checks)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,19 @@ class ScriptedFusion:
             self.say(call.name, texts[place % len(texts)], len(self.rounds))
         return self
 
+    def check_calls(self, judge: str | None = None) -> list[Call]:
+        return [c for c in self.rounds[-1].calls if c.kind == "check" and judge in (None, c.model)]
+
+    def checks(self, passing: str, judge: str | None = None) -> "ScriptedFusion":
+        """Each check of the last round (of one judge) passes the answers of these members."""
+        for call in self.check_calls(judge):
+            (who,) = self.order(call)
+            self.say(call.name, self.check(passes=who in passing), len(self.rounds))
+        return self
+
+    def check(self, *, passes: bool) -> str:
+        return json.dumps({"reason": self.REASON, "passes": passes})
+
     def analyses(self, text: str | None = None) -> "ScriptedFusion":
         (call,) = [c for c in self.rounds[-1].calls if c.kind == "analysis"]
         return self.say(

@@ -19,6 +19,7 @@ _OPEN_CALLS = {
     "analysis": "The judge analyses the answers",
     "write": "The judge writes the answer",
     "debate": "The members debate",
+    "check": "The judge checks each answer",
 }
 """What happens while calls of a kind are open."""
 _ENDINGS = {

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from fusewire.contracts import Message, Prompt
 from fusewire.tokens import CHARS_PER_TOKEN, UNKNOWN_TOKENS
@@ -68,6 +69,7 @@ class Pool:
     is_hedged: bool = False
     is_guarded: bool = True
     debate_rounds: int = 2
+    checks: int = 1
     criteria: str | None = None
 
 
@@ -349,6 +351,8 @@ class _Estimator:
         debate = self._debate(size) if mode == "debate" else []
         if self._writer is None:
             return debate
+        if mode == "verify":
+            return self._checks(size)
         if mode != "merge":
             return [*debate, *self._ballot(size)]
         merge = self._merge(size)
@@ -383,6 +387,15 @@ class _Estimator:
         second_ballot = MOST_TURNS if self._n_answers > 2 else 0
         count = (2 + second_ballot) * 2 if size.is_most else 2
         return [_CallGroup(model, count, tokens_in, VERDICT_TOKENS) for model in self._jurors]
+
+    def _checks(self, size: _TokenCounts) -> list[_CallGroup]:
+        """Each answer by each judge, one by one; at most each call repeated once."""
+        times = self._pool.checks * (2 if size.is_most else 1)
+        lengths = self._answer_lengths(size)
+        return [
+            _CallGroup(model, times, self._judge_tokens_in(size, [length]), VERDICT_TOKENS)
+            for model, length in product(self._jurors, lengths)
+        ]
 
     def _merge(self, size: _TokenCounts) -> list[_CallGroup]:
         writer = self._writer

@@ -131,5 +131,6 @@ def _pool(pool: Pool) -> estimate.Pool:
         is_hedged=pool.hedge > 0,
         is_guarded=pool.guard,
         debate_rounds=pool.debate_rounds,
+        checks=pool.checks,
         criteria=pool.criteria,
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from fusewire.contracts import Mode
 from fusewire_ingest.admission.refusal import invalid_error, unsupported_error, validate
 
 MOST_METADATA = 16
@@ -31,7 +32,7 @@ class BatchExtension(_StrictModel):
     """Fusewire's additions to a batch."""
 
     pool: str | None = None
-    mode: Literal["best-of", "merge", "debate"] | None = None
+    mode: Mode | None = None
     priority: Literal["high", "normal", "low"] = "low"
     max_cost_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 

@@ -1,8 +1,8 @@
 """Ask a judge for JSON, and run two strategies' calls side by side. Pure."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from fusewire.contracts import Call, Candidate, Message, ParseStage, PlannedJudge, Sampling
 from fusewire.contracts.call_names import REPEAT
@@ -11,6 +11,18 @@ from fusewire_judge.model import MakeCalls, Replies, ready_calls
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
+
+
+class Question(Protocol):
+    """What a judge is to be asked."""
+
+    @property
+    def name(self) -> str:
+        """Of its call; unique within the round."""
+
+
+_Question = TypeVar("_Question", bound=Question)
+_Output = TypeVar("_Output")
 
 
 def read_reply(reply: Candidate | None, schema: dict[str, Any]) -> Read | UnreadableVerdict:
@@ -57,6 +69,52 @@ def ask_json(
         if reply is None or not reply.ok:
             break
     return unreadable
+
+
+def ask_readable(
+    calls: Sequence[_Question],
+    *,
+    make_call: Callable[[_Question, str], Call],
+    read: Callable[[Candidate | None, _Question, str], _Output | UnreadableVerdict],
+    may_repeat: Callable[[_Question], bool],
+) -> Generator[MakeCalls, Replies, dict[str, _Output | UnreadableVerdict]]:
+    """Ask what judges are to be asked; once more where the output could not be read.
+
+    Args:
+        calls: what to ask, each with a name of its own.
+        make_call: makes the model call; its second argument ends the call's name, and is empty the
+            first time.
+        read: reads a reply; its last argument is the same.
+        may_repeat: whether a judge may do better if it is asked again.
+
+    Yields:
+        The calls to make.
+
+    Returns:
+        By name, what was read.
+    """
+    outputs: dict[str, _Output | UnreadableVerdict] = {}
+    pending = list(calls)
+    for suffix in ("", REPEAT):
+        if not pending:
+            break
+        replies = yield partial(_make_each, pending, make_call, suffix)
+        repeats = []
+        for call in pending:
+            reply = replies.get(call.name + suffix)
+            output = read(reply, call, suffix)
+            outputs[call.name] = output
+            is_unreadable = isinstance(output, UnreadableVerdict) and reply is not None and reply.ok
+            if is_unreadable and may_repeat(call):
+                repeats.append(call)
+        pending = repeats
+    return outputs
+
+
+def _make_each(
+    calls: Sequence[_Question], make_call: Callable[[_Question, str], Call], suffix: str
+) -> tuple[Call, ...]:
+    return tuple(make_call(call, suffix) for call in calls)
 
 
 def run_together(

@@ -7,12 +7,10 @@ by margin rates each answer by its log probability, and sees no order (docs/deci
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 
 from fusewire.contracts import CONTROL, Call, Candidate, PlannedJudge, Sampling, VerdictKind
-from fusewire.contracts.call_names import REPEAT
-from fusewire_judge.judging.ask import read_reply
+from fusewire_judge.judging.ask import ask_readable, read_reply
 from fusewire_judge.judging.parse import UnreadableVerdict
 from fusewire_judge.judging.prompts import (
     Lineup,
@@ -62,19 +60,12 @@ def poll(
     for number, juror in enumerate(jurors, 1):
         shown_answers = _shown_answers(case, answers, juror, kind)
         calls_by_judge.append(_judge_calls(case, shown_answers, f"{turn}-{number}", juror, firsts))
-    choices: dict[str, Choice | UnreadableVerdict] = {}
-    pending = list(chain.from_iterable(calls_by_judge))
-    for suffix in ("", REPEAT):
-        if not pending:
-            break
-        replies = yield partial(_make_calls, case, pending, suffix)
-        repeats = []
-        for call in pending:
-            reply = replies.get(call.name + suffix)
-            choices[call.name] = _choice(reply, call, kind, is_repeat=bool(suffix))
-            if _is_repeatable(call, reply, choices[call.name]):
-                repeats.append(call)
-        pending = repeats
+    choices = yield from ask_readable(
+        list(chain.from_iterable(calls_by_judge)),
+        make_call=lambda call, suffix: _make_call(case, call, suffix),
+        read=lambda reply, call, suffix: _choice(reply, call, kind, is_repeat=bool(suffix)),
+        may_repeat=lambda call: not call.is_by_margin,
+    )
     return tally_choices(calls_by_judge, choices, kind)
 
 
@@ -149,10 +140,6 @@ def _complete_answers(answers: Sequence[MemberAnswer]) -> list[MemberAnswer]:
     return complete_answers if len(complete_answers) > 1 else list(answers)
 
 
-def _make_calls(case: Case, judge_calls: Sequence[JudgeCall], suffix: str) -> tuple[Call, ...]:
-    return tuple(_make_call(case, judge_call, suffix) for judge_call in judge_calls)
-
-
 def _make_call(case: Case, judge_call: JudgeCall, suffix: str) -> Call:
     criteria = case.plan.policy.criteria
     if judge_call.is_by_margin:
@@ -187,14 +174,6 @@ def _choice(
     if is_repeat and isinstance(choice, Choice):
         return replace(choice, parse_stage="reasked")
     return choice
-
-
-def _is_repeatable(
-    call: JudgeCall, reply: Candidate | None, choice: Choice | UnreadableVerdict
-) -> bool:
-    """Whether the judge wrote what could not be parsed, so that it may do better if asked again."""
-    is_unreadable = isinstance(choice, UnreadableVerdict) and reply is not None and reply.ok
-    return is_unreadable and not call.is_by_margin
 
 
 def _written_choice(reply: Candidate | None, call: JudgeCall) -> Choice | UnreadableVerdict:

@@ -124,7 +124,7 @@ class Tally:
             verdicts=(*self.verdicts, *other.verdicts),
             reasons={**other.reasons, **self.reasons},
             lineup=self.lineup,
-            parse_stage=_worst_stage((self.parse_stage, other.parse_stage)),
+            parse_stage=worst_stage((self.parse_stage, other.parse_stage)),
             faults=tuple(dict.fromkeys((*self.faults, *other.faults))),
         )
 
@@ -163,7 +163,7 @@ def _tally_judge(
         verdicts=tuple(verdicts),
         reasons=_first_reasons(calls, choices),
         lineup=lineup,
-        parse_stage=_worst_stage(verdict.rung for verdict in verdicts),
+        parse_stage=worst_stage(verdict.rung for verdict in verdicts),
         faults=_faults(calls, verdicts),
     )
 
@@ -201,7 +201,8 @@ def _first_reasons(
     return reasons
 
 
-def _worst_stage(stages: Iterable[ParseStage | None]) -> ParseStage | None:
+def worst_stage(stages: Iterable[ParseStage | None]) -> ParseStage | None:
+    """The worst of some parse stages; None without any."""
     known_stages = [stage for stage in stages if stage]
     return max(known_stages, key=PARSE_STAGES.index, default=None)
 

@@ -17,6 +17,8 @@ GRACE_LEAST_S = 0.5
 TOLERANCE = 0.005
 """A quorum of 0.67 is meant to be met by two of three."""
 EPSILON = 1e-9
+NEED_AGREEMENT = ("debate", "verify")
+"""Modes in which the heaviest answer need not win, unless all agree."""
 """Sums of weights that differ by less than this are equal."""
 
 
@@ -73,18 +75,19 @@ def close_early(
 
     Returns:
         "certain" if no pending answer can change the winner, "likely" if one hardly would;
-        None if the vote is open. A debate needs all members unless those that answered agree.
+        None if the vote is open. A debate, and checks of each answer, need all members unless those
+        that answered agree.
     """
     threshold = plan.policy.early_stop
     groups = list(votes(answers, schema).values())
     if threshold >= 1 or len(answers) < 2 or not groups:
         return None
-    if plan.mode == "debate" and len(groups) > 1:
+    if plan.mode in NEED_AGREEMENT and len(groups) > 1:
         return None
     leader_weight = _weight(groups[0])
     runner_up_weight = _weight(groups[1]) if len(groups) > 1 else 0.0
     most_weight = runner_up_weight + sum(pending_weights)
-    if plan.mode != "debate" and leader_weight > most_weight + EPSILON:
+    if plan.mode not in NEED_AGREEMENT and leader_weight > most_weight + EPSILON:
         return "certain"
     leading = len(groups[0])
     trailing = sum(len(group) for group in groups[1:])

@@ -45,7 +45,7 @@ _VERDICTS = (
     .join(verdicts, verdicts.c.fusion_id == _NEWEST.c.fusion_id)
     .where(
         _NEWEST.c.answer_kind == "open",
-        verdicts.c.kind != "guard",
+        verdicts.c.kind.in_(("listwise", "pair")),
         verdicts.c.is_by_margin.is_(False),
         verdicts.c.void.is_(None),
         verdicts.c.winner.is_not(None),

@@ -177,7 +177,7 @@ def _break_tie(
         tally = tally.plus(turns)
         return tally, tally.leaders(odds)
     leading_answers = [answer for answer in answers if answer.member in leaders]
-    first_two = sorted(leading_answers, key=_preference(answers))[:2]
+    first_two = sorted(leading_answers, key=preference(answers))[:2]
     pair_members = [answer.member for answer in first_two]
     pair = [answer for answer in answers if answer.member in pair_members]
     pair_tally = yield from poll(case, pair, "pair", "pair", jurors)
@@ -199,11 +199,11 @@ def _choose_winner(
     why = "the judges are tied"
     if unjudged_members:
         why = "a judge does not vote on its own answer"
-    winner = min(finalists, key=_preference(answers))
+    winner = min(finalists, key=preference(answers))
     return winner, f"{why}; most like the others, then by weight, then by cost"
 
 
-def _preference(
+def preference(
     answers: Sequence[MemberAnswer],
 ) -> Callable[[MemberAnswer], tuple[float, float, float]]:
     """A sort key: the answer most like the others first, then the heaviest, then the cheapest."""

@@ -32,10 +32,16 @@ from fusewire_judge.strategies.debate import debate
 from fusewire_judge.strategies.merge import merge
 from fusewire_judge.strategies.repair import is_off_schema, repair
 from fusewire_judge.strategies.tool_calls import FusedCalls, MemberCalls, fuse
+from fusewire_judge.strategies.verify import verify
 
 Strategy = Callable[[Case, Panel], Steps]
 
-STRATEGIES: dict[Mode, Strategy] = {"best-of": best_of, "merge": merge, "debate": debate}
+STRATEGIES: dict[Mode, Strategy] = {
+    "best-of": best_of,
+    "merge": merge,
+    "debate": debate,
+    "verify": verify,
+}
 
 
 def decide(case: Case, now: datetime) -> Decision:

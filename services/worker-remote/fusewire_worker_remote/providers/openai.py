@@ -147,7 +147,11 @@ def response_format(
 
 def _needs_short_thought(task: Task, model: RemoteModel, dialect: Dialect) -> bool:
     """Whether a model that thinks should think little: a verdict is a short answer."""
-    return task.kind == "verdict" and dialect.is_thinking and model.base_url.startswith(_EFFORT)
+    return (
+        task.kind in ("verdict", "check")
+        and dialect.is_thinking
+        and model.base_url.startswith(_EFFORT)
+    )
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -35,7 +35,7 @@ V_POOL_DAY = View(
     (
         _DAY,
         text("pool", "the pool", "t.pool"),
-        text("strategy", "best-of, merge or debate", "t.mode"),
+        text("strategy", "best-of, merge, debate or verify", "t.mode"),
         text("config_hash", "equal for equal pool and models", "NULLIF(t.config_hash, '')"),
         _count("outcomes", "outcomes"),
         _count("failed", "those that failed or expired"),

@@ -17,19 +17,20 @@ def _output(content: str) -> str:
 
 V_VERDICT = View(
     "v_verdict",
-    "One row per judge call that was asked for a winner.",
+    "One row per judge call that was asked for a winner, or whether an answer is right.",
     (
         text("outcome_id", "the fusion's id", "v.fusion_id"),
         text("call", "the call", "v.call"),
         day("o.finished_at"),
         text("pool", "the pool", "o.pool"),
-        text("mode", "best-of, merge or debate", "o.mode"),
-        text("kind", "listwise, pair, or guard of a merge", "v.kind"),
+        text("mode", "best-of, merge, debate or verify", "o.mode"),
+        text("kind", "listwise, pair, guard of a merge, or check of one answer", "v.kind"),
         text("judge_model", "who judged", "v.judge_model"),
         integer("n_shown", "answers it was shown, a control included", "v.n_shown"),
         text(
             "winner",
-            "whom it named: a member, ~merged or ~control; NULL if it could not be read",
+            "whom it named: a member, ~merged or ~control; NULL if it could not be read, or of a"
+            " check, if the answer did not pass",
             "v.winner",
         ),
         integer("winner_position", "where that stood, from 1", "v.winner_position"),
@@ -86,7 +87,7 @@ def _pairs(each_shown: str) -> str:
         f" {each_shown}"
         " JOIN answers w ON w.fusion_id = v.fusion_id AND w.member = v.winner"
         " JOIN answers l ON l.fusion_id = v.fusion_id AND l.member = s.value"
-        " WHERE v.void IS NULL AND v.kind <> 'guard' AND l.member <> v.winner"
+        " WHERE v.void IS NULL AND v.kind NOT IN ('guard', 'check') AND l.member <> v.winner"
     )
 
 
