@@ -100,6 +100,7 @@ async def test_a_prompt_is_asked_and_leads_to_its_outcome(
             "best-of",
             "merge",
             "debate",
+            "verify",
             "any",
             "edge-only",
         ]

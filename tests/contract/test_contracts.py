@@ -169,6 +169,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
             hedge=0.05,
             guard=False,
             debate_families=3,
+            checks=2,
             control_share=0.25,
             max_cost_usd=0.5,
             max_total_tokens=4096,

@@ -82,11 +82,13 @@ def test_requests_are_answered_the_same_one_after_the_other(
             for event in generator.scheduler.step():
                 completions[event.id] = event.completion
         answers.append([completions[request.id] for request in requests])
+    # Theirs decodes one row, which ours avoids where its rounding differs (docs/decisions/0028).
+    tolerance = 0.02 if tiny_generator.model.avoids_one_row else 1e-5
     for ours, theirs in zip(*answers, strict=True):
         assert ours
         assert theirs
         assert theirs.text == ours.text
-        assert theirs.mean_logprob == pytest.approx(ours.mean_logprob, abs=1e-5, rel=0)
+        assert theirs.mean_logprob == pytest.approx(ours.mean_logprob, abs=tolerance, rel=0)
         assert theirs.cached_tokens == 0
 
 

@@ -61,16 +61,63 @@ def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator
     assert (first.finish_reason, first.completion_tokens) == ("length", 20)
 
 
-def test_a_prompt_costs_the_product_of_one_row(tiny_generator: Generator) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_prompt_costs_the_product_of_one_row_or_two(
+    tiny_generator: Generator, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_generator.model
     assert isinstance(model, OnnxModel)
+    monkeypatch.setattr(model, "avoids_one_row", rows == 2)
     prompt = tiny_generator.vocabulary.ids("a prompt of some length")
     all_logits = model.advance(0, prompt, 0)
     assert all_logits.shape == (len(prompt), tiny_generator.manifest.vocab_size)
-    last_logits = model._advance(0, prompt, 0, last_row=True)
-    assert last_logits.shape == (1, tiny_generator.manifest.vocab_size)
-    assert last_logits[0] == pytest.approx(all_logits[-1], abs=1e-4)
-    assert np.array_equal(model.prefill(0, prompt, 0), last_logits[0])
+    last_logits = model._advance(0, prompt, 0, last_rows=rows)
+    assert last_logits.shape == (rows, tiny_generator.manifest.vocab_size)
+    assert last_logits[-1] == pytest.approx(all_logits[-1], abs=1e-4)
+    assert np.array_equal(model.prefill(0, prompt, 0), last_logits[-1])
+
+
+def test_no_row_is_computed_alone_where_that_rounds_otherwise(
+    tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this processor does, the logits are the same as those of rows in company."""
+    model = tiny_generator.model
+    assert isinstance(model, OnnxModel)
+    monkeypatch.setattr(model, "avoids_one_row", True)
+    sizes = []
+    run_model = model._run
+
+    def count(start: int, stop: int, ids: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(ids.size)
+        return run_model(start, stop, ids, *args, **options)
+
+    monkeypatch.setattr(model, "_run", count)
+    prompt = tiny_generator.vocabulary.ids("a prompt of some length")
+    for slot in (0, 1):
+        model.prefill(slot, prompt, 0)
+    together = model.decode([7, 8], [len(prompt)] * 2)
+    alone = model.decode([7], [len(prompt)])
+    single = model.advance(0, [7], len(prompt))
+    first = model.prefill(1, prompt[:1], 0)
+
+    assert min(sizes) == 2
+    assert np.array_equal(alone[0], together[0])
+    assert single.shape == (1, tiny_generator.manifest.vocab_size)
+    assert single[0] == pytest.approx(alone[0], abs=0.5)
+    assert np.array_equal(first, model.prefill(0, prompt[:1], 0))
+
+
+def test_the_spare_row_holds_no_sequence(tiny_generator: Generator) -> None:
+    """A full batch has a spare row too, and what it holds is nobody's."""
+    model = tiny_generator.model
+    assert isinstance(model, OnnxModel)
+    assert [rows.shape[0] for rows in model._cache.rows] == [model.slots + 1] * len(
+        model._cache.arrays
+    )
+    assert all(
+        np.shares_memory(rows[1:], slots)
+        for rows, slots in zip(model._cache.rows, model._cache.arrays, strict=True)
+    )
 
 
 def test_greedy_steps_equal_one_pass_over_the_text(tiny_generator: Generator) -> None:

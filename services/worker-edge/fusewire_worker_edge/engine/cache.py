@@ -39,12 +39,16 @@ class KvCache:
         self._head_bytes = slot_positions * self._position_bytes
         self._slot_bytes = heads * self._head_bytes
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._maps = [mmap.mmap(-1, slots * self._slot_bytes, private) for _ in range(2 * layers)]
-        shape = (slots, heads, slot_positions, head_size)
-        self.arrays: KeyValues = [
+        size = (slots + 1) * self._slot_bytes
+        self._maps = [mmap.mmap(-1, size, private) for _ in range(2 * layers)]
+        shape = (slots + 1, heads, slot_positions, head_size)
+        self.rows: KeyValues = [
             np.frombuffer(memory, np.float32).reshape(shape) for memory in self._maps
         ]
-        """Keys and values of each layer in turn, [slots, heads, positions, head size]."""
+        """Keys and values of each layer in turn, [1 + slots, heads, positions, head size]: a spare
+        row, then a row for each slot."""
+        self.arrays: KeyValues = [rows[1:] for rows in self.rows]
+        """Those of the slots, [slots, heads, positions, head size]."""
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot to another."""
@@ -74,7 +78,11 @@ class KvCache:
     def release(self, slot: int) -> None:
         """Return the memory of a slot to the operating system."""
         for memory in self._maps:
-            memory.madvise(mmap.MADV_DONTNEED, slot * self._slot_bytes, self._slot_bytes)
+            memory.madvise(mmap.MADV_DONTNEED, self._start(slot), self._slot_bytes)
+
+    def _start(self, slot: int) -> int:
+        """Where the row of a slot begins, in bytes; the spare row is slot -1."""
+        return (slot + 1) * self._slot_bytes
 
     def _trim(self, slot: int, length: int) -> None:
         """Return the memory beyond the first `length` positions of a slot, in whole pages."""
@@ -83,7 +91,7 @@ class KvCache:
             return
         for memory in self._maps:
             for head in range(self._heads):
-                start = slot * self._slot_bytes + head * self._head_bytes + kept_bytes
+                start = self._start(slot) + head * self._head_bytes + kept_bytes
                 memory.madvise(mmap.MADV_DONTNEED, start, self._head_bytes - kept_bytes)
 
 

@@ -9,6 +9,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from fusewire_worker_edge.engine.cache import KvCache
+from fusewire_worker_edge.engine.kernels import is_row_alone_different
 from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.processors import usable_processors
 from fusewire_worker_edge.engine.providers import ProviderError, find_provider
@@ -54,8 +55,9 @@ class OnnxModel:
         self.budget = options.kv_tokens(manifest)
         self.slots = options.slots
         self.positions = min(manifest.context_length, self.budget)
+        # One position more, for the token that keeps another company.
         self._cache = KvCache(
-            manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions
+            manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions + 1
         )
         self.move, self.swap = self._cache.move, self._cache.swap
         self.keep = self._cache.keep
@@ -63,28 +65,40 @@ class OnnxModel:
         self._bindings: dict[tuple[int, int], Any] = {}
         optional_inputs = {node.name for node in self._session.get_overridable_initializers()}
         self._has_first_row = FIRST_ROW in optional_inputs
-        self._all_rows = ort.OrtValue.ortvalue_from_numpy(np.array([0], np.int64))
-        self._last_row = ort.OrtValue.ortvalue_from_numpy(np.array([-1], np.int64))
+        self.avoids_one_row = options.provider == CPU and is_row_alone_different()
+        """Whether it never computes a single row (docs/decisions/0028)."""
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """See `Model.prefill`."""
-        return np.asarray(self._advance(slot, ids, past, last_row=True)[-1])
+        padding = self._padding(len(ids))
+        logits = self._advance(slot, ids, past, last_rows=2 if self.avoids_one_row else 1)
+        return np.asarray(logits[-1 - padding])
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
         """See `Model.decode`."""
-        new_lengths = np.array(lengths, np.int64) + 1
+        # The spare row, an empty sequence, keeps a single one company.
+        padding = self._padding(len(tokens))
+        ids = [tokens[0]] * padding + list(tokens)
+        new_lengths = np.array([0] * padding + list(lengths), np.int64) + 1
         mask = (np.arange(new_lengths.max()) < new_lengths[:, None]).astype(np.int64)
-        ids = np.array(tokens, np.int64)[:, None]
-        return np.asarray(self._run(0, len(tokens), ids, mask)[:, 0])
+        batch = np.array(ids, np.int64)[:, None]
+        return np.asarray(self._run(-padding, len(tokens), batch, mask)[padding:, 0])
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """See `Model.advance`."""
-        return self._advance(slot, ids, past, last_row=False)
+        return self._advance(slot, ids, past)[: len(ids)]
 
-    def _advance(self, slot: int, ids: Sequence[int], past: int, *, last_row: bool) -> Floats:
-        mask = np.ones((1, past + len(ids)), np.int64)
-        batch = np.array([ids], np.int64)
-        return np.asarray(self._run(slot, slot + 1, batch, mask, last_row=last_row)[0])
+    def _advance(
+        self, slot: int, ids: Sequence[int], past: int, *, last_rows: int | None = None
+    ) -> Floats:
+        # What is computed after the last token is overwritten later, and seen by none before it.
+        batch = np.array([[*ids, *ids[-1:] * self._padding(len(ids))]], np.int64)
+        mask = np.ones((1, past + batch.shape[1]), np.int64)
+        return np.asarray(self._run(slot, slot + 1, batch, mask, last_rows=last_rows)[0])
+
+    def _padding(self, rows: int) -> int:
+        """How many rows to compute besides."""
+        return int(self.avoids_one_row and rows == 1)
 
     def _run(
         self,
@@ -93,27 +107,28 @@ class OnnxModel:
         ids: np.ndarray[Any, Any],
         mask: np.ndarray[Any, Any],
         *,
-        last_row: bool = False,
+        last_rows: int | None = None,
     ) -> Floats:
         """Run the model on the slots from `start` up to, but not including, `stop`.
 
         Args:
-            start: the first slot.
+            start: the first slot; -1 for the spare row.
             stop: the slot after the last.
             ids: [slots, n], the tokens to append to each sequence.
             mask: [slots, longest]; ones for the positions of a sequence after this run, then zeros.
-            last_row: whether only the logits after the last token are needed.
+            last_rows: after how many of the last tokens logits are needed; None for all.
 
         Returns:
-            the logits, [slots, n, vocabulary]; [slots, 1, vocabulary] if `last_row` is set and the
-            graph has the input `FIRST_ROW`.
+            the logits, [slots, n, vocabulary]; [slots, last_rows, vocabulary] if that is set and
+            the graph has the input `FIRST_ROW`.
         """
         binding = self._bindings.get((start, stop)) or self._bind(start, stop)
         rows = ids.shape[1]
         if self._has_first_row:
-            rows = 1 if last_row else rows
+            rows = last_rows or rows
+            first_row = np.array([-last_rows if last_rows else 0], np.int64)
             # `bind_cpu_input` knows the required inputs only; an OrtValue can bind an optional one.
-            binding.bind_ortvalue_input(FIRST_ROW, self._last_row if last_row else self._all_rows)
+            binding.bind_ortvalue_input(FIRST_ROW, ort.OrtValue.ortvalue_from_numpy(first_row))
         logits = np.empty((stop - start, rows, self.manifest.vocab_size), np.float32)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
@@ -124,10 +139,10 @@ class OnnxModel:
     def _bind(self, start: int, stop: int) -> Any:
         """Bind the KV cache of the slots from `start` to `stop` as past and as present."""
         binding = self._session.io_binding()
-        arrays = iter(self._cache.arrays)
+        rows = iter(self._cache.rows)
         for layer in range(self.manifest.layers):
             for part in ("key", "value"):
-                value = ort.OrtValue.ortvalue_from_numpy(next(arrays)[start:stop])
+                value = ort.OrtValue.ortvalue_from_numpy(next(rows)[start + 1 : stop + 1])
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
         self._bindings[start, stop] = binding
