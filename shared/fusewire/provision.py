@@ -63,7 +63,8 @@ async def apply(js: JetStreamContext, topology: Topology) -> list[TopologyChange
 
     Limits that an operator has set wider than ours are kept, and so are streams and settings that
     the topology does not name. A stream with another retention, which the server cannot change, is
-    deleted and created again once all its messages have been handled.
+    deleted and created again once all its messages have been handled. Messages of work queues that
+    have been handled are removed where the server could not.
 
     Raises:
         TopologyConflictError: such a stream holds messages that nobody has handled yet.
@@ -84,6 +85,9 @@ async def apply(js: JetStreamContext, topology: Topology) -> list[TopologyChange
         await _explain_errors(_durable(js, durable), f"{durable.stream}/{durable.name}")
         for durable in topology.durables
     ]
+    for stream in topology.streams:
+        if stream.retention == "workqueue":
+            await _remove_handled(js, stream, topology.durables)
     changes += [
         await _explain_errors(_bucket(js, bucket, replicas), bucket.name)
         for bucket in topology.buckets
@@ -217,6 +221,28 @@ async def _replace_stream(
         )
     await js.delete_stream(name)
     await js.add_stream(want)
+
+
+async def _remove_handled(
+    js: JetStreamContext, stream: Stream, durables: Iterable[Durable]
+) -> None:
+    """Remove the messages of a work queue that its durables have acknowledged.
+
+    The server does so with each acknowledgement, but not if its disk is full at that moment: then
+    they stay for ever, and nobody is given them.
+    """
+    state = (await js.stream_info(stream.name)).state
+    if not state.messages:
+        return
+    for durable in durables:
+        if durable.stream != stream.name:
+            continue
+        handled_until = (await js.consumer_info(stream.name, durable.name)).ack_floor.stream_seq
+        # A durable that is ahead of its stream says nothing of the messages that are there.
+        if state.first_seq <= handled_until <= state.last_seq:
+            await js.purge_stream(
+                stream.name, seq=handled_until + 1, subject=durable.subject or None
+            )
 
 
 async def _is_handled(js: JetStreamContext, stream: str) -> bool:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from structlog.testing import capture_logs
 
 from fusewire.settings import Nats, Settings
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_accounts import connect_to
+from fusewire.topology import DISPATCHER_ROUND, round_subject
 from fusewire_cli.local import nats, runner
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
@@ -95,6 +97,60 @@ async def test_a_broker_of_which_one_stream_was_full_is_ended_where_there_is_roo
     ingest = await connect_to(connection, "ingest")
     assert (await ingest.jetstream().publish("fw.prompt.batch.acme", b"again")).seq
     await ingest.close()
+
+
+async def test_what_was_acknowledged_while_the_disk_was_full_is_removed_afterwards(
+    broker: EmbeddedNats, tmp_path: Path
+) -> None:
+    """nats-server notes the acknowledgement, and cannot write that the message is gone."""
+    settings = Settings(data_dir=tmp_path)
+    connection = broker.connection(Nats())
+    for number in range(3):
+        await publish_round(connection, number)
+    async with operator(connection) as js:
+        rounds = await js.pull_subscribe_bind(DISPATCHER_ROUND.name, DISPATCHER_ROUND.stream)
+        messages = await rounds.fetch(2)
+        full = (1, resource.RLIM_INFINITY)
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, full)
+        for message in messages:
+            await message.ack()
+        await until_handled(js, 2)
+    resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    await broker.stop()
+
+    await broker.start()
+    async with operator(connection) as js:
+        assert (await js.stream_info("FW_ROUND")).state.messages == 3
+    await apply_topology(settings, connection)
+
+    async with operator(connection) as js:
+        assert (await js.stream_info("FW_ROUND")).state.messages == 1
+        rounds = await js.pull_subscribe_bind(DISPATCHER_ROUND.name, DISPATCHER_ROUND.stream)
+        (message,) = await rounds.fetch(1)
+        assert message.data == b"round 2"
+
+
+@contextlib.asynccontextmanager
+async def operator(connection: Nats) -> AsyncIterator[JetStreamContext]:
+    client = await connect_to(connection, "ops")
+    try:
+        yield client.jetstream(timeout=5)
+    finally:
+        await client.close()
+
+
+async def publish_round(connection: Nats, number: int) -> None:
+    async with operator(connection) as js:
+        await js.publish(round_subject(f"f{number}"), f"round {number}".encode())
+
+
+async def until_handled(js: JetStreamContext, sequence: int) -> None:
+    async def is_handled() -> bool:
+        info = await js.consumer_info(DISPATCHER_ROUND.stream, DISPATCHER_ROUND.name)
+        assert info.ack_floor is not None
+        return bool(info.ack_floor.stream_seq == sequence)
+
+    await eventually(is_handled)
 
 
 async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(

@@ -92,7 +92,7 @@ class OnnxModel:
         self, slot: int, ids: Sequence[int], past: int, *, last_rows: int | None = None
     ) -> Floats:
         # What is computed after the last token is overwritten later, and seen by none before it.
-        batch = np.array([[*ids, *ids[-1:] * self._padding(len(ids))]], np.int64)
+        batch = np.array([[*ids, *[ids[-1]] * self._padding(len(ids))]], np.int64)
         mask = np.ones((1, past + batch.shape[1]), np.int64)
         return np.asarray(self._run(slot, slot + 1, batch, mask, last_rows=last_rows)[0])
 
