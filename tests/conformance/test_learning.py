@@ -8,8 +8,13 @@ from sqlalchemy import Connection, update
 from fusewire.store.engine import Store
 from fusewire.store.tables import verdicts
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
-from fusewire_judge.learning.statistics import StoredHistory, learn_statistics
-from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
+from fusewire_judge.learning.statistics import StoredCheck, StoredHistory, learn_statistics
+from fusewire_judge.repository.history import (
+    control_picks,
+    newest_answers,
+    newest_checks,
+    newest_verdicts,
+)
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 MEMBERS = (
@@ -80,3 +85,31 @@ async def test_verdicts_that_say_nothing_of_members_teach_nothing(
 
     assert before
     assert after == []
+
+
+async def test_checks_that_count_are_read(store: Store) -> None:
+    await fill(store, TRUTH, 60, seed=1)
+    check = {"kind": "check", "shown": '["good"]', "void": None, "control": None}
+    is_first = verdicts.c.call == "verdict-1-1"
+
+    def change(connection: Connection) -> None:
+        connection.execute(update(verdicts).values(**check, winner="good").where(is_first))
+        connection.execute(update(verdicts).values(**check, winner=None).where(~is_first))
+
+    def read(connection: Connection) -> list[StoredCheck]:
+        return newest_checks(connection, ["default", "other"], 1000)
+
+    before = await store.run(read, write=False)
+    await store.run(change, write=True)
+    after = await store.run(read, write=False)
+    await store.run(lambda c: c.execute(update(verdicts).values(void="no_answer")), write=True)
+    void = await store.run(read, write=False)
+    await store.run(
+        lambda c: c.execute(update(verdicts).values(void=None, control="null")), write=True
+    )
+    controls = await store.run(read, write=False)
+
+    assert (before, void, controls) == ([], [], [])
+    assert {(c.pool, c.member, c.judge_model != "") for c in after} == {("default", "good", True)}
+    assert 0 < sum(c.is_pass for c in after) < len(after)
+    assert {c.kind for c in after} >= {"open"}

@@ -153,11 +153,23 @@ MESSAGES_V1: tuple[Wire, ...] = (
             ),
         ),
         judge=PlannedJudge(
-            model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True
+            model="edge-big",
+            tier="edge",
+            family="qwen",
+            by_margin=True,
+            sees_own=True,
+            pass_edge=0.7,
+            fail_edge=-1.1,
         ),
         jury=(
             PlannedJudge(
-                model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True
+                model="edge-big",
+                tier="edge",
+                family="qwen",
+                by_margin=True,
+                sees_own=True,
+                pass_edge=0.7,
+                fail_edge=-1.1,
             ),
             PlannedJudge(model="edge-mid", tier="edge", family="phi"),
         ),

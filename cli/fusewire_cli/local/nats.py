@@ -252,7 +252,7 @@ class EmbeddedNats:
         try:
             await asyncio.wait_for(self._process.wait(), within_s)
         except TimeoutError:
-            self._process.kill()
+            self.kill()
             await self._process.wait()
 
 

@@ -26,7 +26,12 @@ from fusewire_judge.learning.statistics import (
 )
 from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
-from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
+from fusewire_judge.repository.history import (
+    control_picks,
+    newest_answers,
+    newest_checks,
+    newest_verdicts,
+)
 from fusewire_judge.repository.results import EncodedCandidate, Results
 from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
 
@@ -86,6 +91,7 @@ class Handlers:
             return StoredHistory(
                 answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
                 verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
+                checks=newest_checks(connection, self._pools, OUTCOME_WINDOW),
                 control_picks=control_picks(connection, since),
             )
 

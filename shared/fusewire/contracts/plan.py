@@ -74,6 +74,11 @@ class PlannedJudge(Part):
     """Whether it decides by the probability of each answer as its own reply, and writes nothing."""
     sees_own: bool = False
     """Whether it judges answers of its own model too."""
+    pass_edge: float | None = Field(default=None, ge=0)
+    """The log odds of being right that an answer gains by passing its check; None: those of an
+    ordinary judge. Set by the judge from stored outcomes, as `learned` of a member is."""
+    fail_edge: float | None = Field(default=None, le=0)
+    """Those that it gains by failing."""
 
 
 Gate = Literal["none", "edge-first"]

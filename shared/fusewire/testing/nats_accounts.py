@@ -63,11 +63,13 @@ async def connect(data_dir: Path, user: str = "ops") -> Client:
 async def connect_to(settings: Nats, user: str) -> Client:
     """A connection to an embedded broker as one of its users, whose keys are in a folder."""
     assert settings.nkey is not None
+    tenant = user.removeprefix("tenant-")
+    inbox = f"_INBOX_{user}" if tenant == user else f"_INBOX.{tenant}"
     client = Client()
     await client.connect(
         settings.url,
         nkeys_seed=str(settings.nkey / f"{user}.seed"),
-        inbox_prefix=f"_INBOX_{user}".encode(),
+        inbox_prefix=inbox.encode(),
     )
     return client
 

@@ -140,6 +140,28 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class Checker:
+    """A judge that is asked whether one answer is right.
+
+    It passes a right one with probability `right`, and a wrong one with `wrong`. What it thinks of
+    a text is the same in all its calls, but in a share `fresh` of them it is drawn anew.
+    """
+
+    right: float = 0.85
+    wrong: float = 0.45
+    fresh: float = 0.25
+
+    def reply(self, call: Call, question: Question) -> str:
+        """A check."""
+        (entry,) = read_lineup(call)
+        chance = random.Random(f"{question.world.seed}/{question.number}/{call.name}")
+        text = random.Random(f"{question.world.seed}/{question.number}/check/{entry.text}")
+        rng = chance if chance.random() < self.fresh else text
+        passes = rng.random() < (self.right if question.find_claim(entry.text) == 0 else self.wrong)
+        return json.dumps({"reason": REASON, "passes": passes})
+
+
+@dataclass(frozen=True)
 class Writer:
     """Analyses, and writes merges.
 
@@ -241,6 +263,7 @@ class ModelPool:
     """By model: anything that replies to a verdict call."""
     writer: Writer = Writer()
     debater: Debater = Debater()
+    checker: Checker = Checker()
     judging: Member = field(default_factory=lambda: Member("judging", 0.5, p50_s=1.5))
     """Only its latency is used."""
 
@@ -248,9 +271,12 @@ class ModelPool:
         """What the model behind a call writes."""
         if call.kind == "answer":
             return question.answer(self.member(question, call.member or ""), sample_of(call.name))
-        mind: CallHandler = {"debate": self.debater, "verdict": self.judges.get(call.model)}.get(
-            call.kind
-        ) or self.writer
+        minds: dict[str, CallHandler | None] = {
+            "debate": self.debater,
+            "verdict": self.judges.get(call.model),
+            "check": self.checker,
+        }
+        mind = minds.get(call.kind) or self.writer
         return mind.reply(call, question)
 
     def latency_s(self, call: str, member: str | None, question: Question) -> float:

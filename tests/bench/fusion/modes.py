@@ -40,6 +40,8 @@ CONTESTS = {
     "best_of_open": Contest("best-of", is_open=True),
     "merge": Contest("merge", is_open=True),
     "debate": Contest("debate", is_open=False),
+    "verify_closed": Contest("verify", is_open=False),
+    "verify_open": Contest("verify", is_open=True),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from fusewire.contracts import CONTROL, PlannedJudge
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_member
-from fusewire_judge.judging.checks import FAIL_EDGE, PASS_EDGE, most_swing
+from fusewire_judge.judging.checks import most_swing
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -321,6 +321,23 @@ def test_probabilities_beyond_what_a_number_holds_do_no_harm(begin: Begin) -> No
 
 
 def test_most_swing_is_from_a_failure_to_a_pass(juror: Juror) -> None:
-    """0.85 / 0.45 is 1.89, and 0.15 / 0.55 is 0.27."""
-    assert math.exp(most_swing([juror("x")])) == pytest.approx(0.85 / 0.45 / (0.15 / 0.55))
-    assert most_swing([juror("x")] * 2) == pytest.approx(2 * (PASS_EDGE - FAIL_EDGE))
+    """An ordinary judge passes 85 % of right answers and 45 % of wrong ones."""
+    ordinary, learned = (
+        juror("x"),
+        juror("y").model_copy(update={"pass_edge": 2.0, "fail_edge": -1.0}),
+    )
+    assert math.exp(most_swing([ordinary])) == pytest.approx(0.85 / 0.45 / (0.15 / 0.55))
+    assert most_swing([ordinary, learned]) == pytest.approx(most_swing([ordinary]) + 3.0)
+
+
+def test_a_judge_whose_checks_say_nothing_changes_nothing(begin: Begin, juror: Juror) -> None:
+    useless = juror("x").model_copy(update={"pass_edge": 0.0, "fail_edge": 0.0})
+    draft = begin_verify(begin, PAIR, judge=useless).ends()
+    assert (draft.winner, draft.status) == ("a", "voted")
+
+
+def test_a_judge_that_has_been_right_outweighs_two_votes(begin: Begin, juror: Juror) -> None:
+    good = juror("x").model_copy(update={"pass_edge": 2.5, "fail_edge": -2.5})
+    play = begin_verify(begin, {"a": "4", "b": "4", "c": "4", "d": "5"}, members="abcd", judge=good)
+    play.asks()
+    assert play.checks("d").ends().winner == "d"

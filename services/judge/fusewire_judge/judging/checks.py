@@ -21,15 +21,10 @@ from fusewire_judge.judging.prompts import (
     make_lineup,
 )
 from fusewire_judge.judging.tally import worst_stage
+from fusewire_judge.learning.check_model import ORDINARY, CheckEvidence
 from fusewire_judge.model import Case, MakeCalls, MemberAnswer, Replies
 
 CHECK_TOKENS = 160
-PASSES_RIGHT, PASSES_WRONG = 0.85, 0.45
-"""How often an ordinary judge passes a right and a wrong answer: it is lenient."""
-PASS_EDGE = math.log(PASSES_RIGHT / PASSES_WRONG)
-"""The log odds that an answer gains by passing."""
-FAIL_EDGE = math.log((1 - PASSES_RIGHT) / (1 - PASSES_WRONG))
-"""The log odds that it gains by failing; below 0."""
 YES_NO = ("yes", "no")
 
 
@@ -86,9 +81,16 @@ class CheckTally:
         return worst_stage(result.parse_stage for result in results)
 
 
+def edges_of(juror: PlannedJudge) -> CheckEvidence:
+    """What a judge's checks change: as learned, or as those of an ordinary judge."""
+    if juror.pass_edge is None or juror.fail_edge is None:
+        return ORDINARY
+    return CheckEvidence(juror.pass_edge, juror.fail_edge)
+
+
 def most_swing(jurors: Sequence[PlannedJudge]) -> float:
     """By how much checks can at most bring one answer nearer to another, in log odds."""
-    return len(jurors) * (PASS_EDGE - FAIL_EDGE)
+    return sum(edges.passing - edges.failing for edges in map(edges_of, jurors))
 
 
 def check(
@@ -133,7 +135,7 @@ def _weigh(
         own_results = {} if is_broken else _results(calls, outputs)
         for number, own in own_results.items():
             results[number] += own
-            evidence[number] += _evidence(own)
+            evidence[number] += _evidence(own, edges_of(calls[0].juror))
     faults = tuple(dict.fromkeys(verdict.void for verdict in verdicts if verdict.void))
     return CheckTally(evidence, results, tuple(verdicts), faults)
 
@@ -248,10 +250,10 @@ def _results(
     return results
 
 
-def _evidence(checks: Sequence[CheckResult]) -> float:
+def _evidence(checks: Sequence[CheckResult], edges: CheckEvidence) -> float:
     """What one judge's checks of an answer add to its log odds: its opinion counts once."""
     share = sum(result.chance for result in checks) / len(checks)
-    return share * PASS_EDGE + (1 - share) * FAIL_EDGE
+    return share * edges.passing + (1 - share) * edges.failing
 
 
 def _verdict(

@@ -3,9 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from fusewire.contracts import ExcludedMember, Plan, PlannedMember
+from fusewire.contracts import ExcludedMember, Plan, PlannedJudge, PlannedMember
 from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
+from fusewire_judge.learning.check_model import CheckEvidence, learn_edges
 from fusewire_judge.learning.judged_model import Preference, odds_weights
 from fusewire_judge.learning.weights import (
     MIN_OBSERVATIONS,
@@ -55,6 +57,18 @@ class StoredVerdict:
 
 
 @dataclass(frozen=True)
+class StoredCheck:
+    """Whether a judge passed one member's answer in one stored outcome."""
+
+    pool: str
+    fusion_id: str
+    kind: str
+    judge_model: str
+    member: str
+    is_pass: bool
+
+
+@dataclass(frozen=True)
 class StoredHistory:
     """What is learned from."""
 
@@ -63,6 +77,7 @@ class StoredHistory:
     """Of judges that saw an order."""
     control_picks: Mapping[str, Sequence[bool]] = field(default_factory=dict)
     """By judge, whether it picked the control, the newest first."""
+    checks: Sequence[StoredCheck] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class Statistics:
     """By pool and kind of answer: what the weights for votes were learned from."""
     latencies: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     """By pool and member, milliseconds, ascending."""
+    edges: Mapping[tuple[str, str], CheckEvidence] = field(default_factory=dict)
+    """By pool and judge, what its checks say."""
     quarantined: frozenset[str] = frozenset()
     """Models of judges that picked controls."""
 
@@ -98,7 +115,8 @@ class Statistics:
         if not is_replay:
             hedge = plan.policy.hedge if may_hedge else 0.0
             members = tuple(self._snapshot_onto_member(plan, m, hedge) for m in members)
-        plan = plan.model_copy(update={"members": members})
+        judges = {} if is_replay else self._judges(plan)
+        plan = plan.model_copy(update={"members": members, **judges})
         return self._without_quarantined_judges(plan)
 
     def _snapshot_onto_member(
@@ -128,6 +146,21 @@ class Statistics:
             return None
         place = min(int(len(latencies_ms) * (1 - hedge)), len(latencies_ms) - 1)
         return latencies_ms[place] / 1000
+
+    def _judges(self, plan: Plan) -> dict[str, Any]:
+        """The judges of a plan, with what their checks say."""
+        if not any((plan.pool, juror.model) in self.edges for juror in plan.jurors):
+            return {}
+        return {
+            "judge": plan.judge and self._snapshot_onto_judge(plan.pool, plan.judge),
+            "jury": tuple(self._snapshot_onto_judge(plan.pool, juror) for juror in plan.jury),
+        }
+
+    def _snapshot_onto_judge(self, pool: str, judge: PlannedJudge) -> PlannedJudge:
+        edges = self.edges.get((pool, judge.model))
+        if edges is None:
+            return judge
+        return judge.model_copy(update={"pass_edge": edges.passing, "fail_edge": edges.failing})
 
     def _without_quarantined_judges(self, plan: Plan) -> Plan:
         """Exclude quarantined judges; the first juror that is left stands in for the judge."""
@@ -174,6 +207,7 @@ def learn_statistics(
     return Statistics(
         weights=weights,
         votes=votes,
+        edges=_learn_edges(data, votes),
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
             judge
@@ -267,6 +301,48 @@ def _count_labels(
 
 def _as_counts(tallies: Mapping[str, Sequence[int]]) -> dict[str, SuccessCount]:
     return {member: SuccessCount(*tally) for member, tally in tallies.items()}
+
+
+def _learn_edges(
+    data: StoredHistory, votes: Mapping[PoolKind, VoteRecord]
+) -> dict[tuple[str, str], CheckEvidence]:
+    """By pool and judge, what its checks say, where something is known of the answers."""
+    if not data.checks:
+        return {}
+    chances = _chances_of_right(data.answers, votes)
+    passes: defaultdict[tuple[str, str], defaultdict[tuple[str, str], list[bool]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    """By pool and judge, then by fusion and member."""
+    for check in data.checks:
+        answer = check.fusion_id, check.member
+        if answer in chances:
+            passes[check.pool, check.judge_model][answer].append(check.is_pass)
+    edges = {}
+    for judge, by_answer in passes.items():
+        checks = [(chances[answer], sum(flags) / len(flags)) for answer, flags in by_answer.items()]
+        edges[judge] = learn_edges(checks)
+    return edges
+
+
+def _chances_of_right(
+    answers: Iterable[StoredAnswer], votes: Mapping[PoolKind, VoteRecord]
+) -> dict[tuple[str, str], float]:
+    """By fusion and member, the chance that its answer is right: by label, else by agreement."""
+    chances: dict[tuple[str, str], float] = {}
+    voters: defaultdict[tuple[PoolKind, str], list[StoredAnswer]] = defaultdict(list)
+    for answer in answers:
+        if answer.is_right is not None:
+            chances[answer.fusion_id, answer.member] = float(answer.is_right)
+        elif answer.vote_group is not None:
+            voters[(answer.pool, answer.kind), answer.fusion_id].append(answer)
+    for (key, fusion_id), panel in voters.items():
+        pattern = _pattern(panel)
+        for group, chance in zip(
+            pattern.groups, votes[key].model.chances(pattern.groups), strict=True
+        ):
+            chances |= {(fusion_id, member): chance for member in group}
+    return chances
 
 
 def _is_broken(picks: Sequence[bool]) -> bool:

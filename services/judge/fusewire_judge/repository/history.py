@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from fusewire.contracts import CONTROL
 from fusewire.store.tables import answers, outcomes, verdicts
-from fusewire_judge.learning.statistics import StoredAnswer, StoredVerdict
+from fusewire_judge.learning.statistics import StoredAnswer, StoredCheck, StoredVerdict
 
 # Built once: to build a statement takes longer than to run it.
 _NEWEST = (
@@ -51,6 +51,32 @@ _VERDICTS = (
         verdicts.c.winner.is_not(None),
     )
 )
+
+
+_CHECKS = (
+    select(
+        _NEWEST.c.fusion_id,
+        _NEWEST.c.answer_kind,
+        verdicts.c.judge_model,
+        verdicts.c.shown,
+        verdicts.c.winner,
+    )
+    .join(verdicts, verdicts.c.fusion_id == _NEWEST.c.fusion_id)
+    .where(verdicts.c.kind == "check", verdicts.c.void.is_(None), verdicts.c.control.is_(None))
+)
+
+
+def newest_checks(
+    connection: Connection, pools: Iterable[str], outcome_limit: int
+) -> list[StoredCheck]:
+    """Return the checks of single answers in the newest outcomes of each pool."""
+    checks: list[StoredCheck] = []
+    for pool in pools:
+        rows = connection.execute(_CHECKS, {"pool": pool, "newest": outcome_limit})
+        for fusion_id, kind, judge, lineup, winner in rows:
+            (member,) = json.loads(lineup)
+            checks.append(StoredCheck(pool, fusion_id, kind, judge, member, winner is not None))
+    return checks
 
 
 def newest_verdicts(
