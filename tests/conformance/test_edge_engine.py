@@ -31,6 +31,9 @@ from fusewire_worker_edge.pull import pull
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "genai")
+NAME_IT = "Name the capital of France."
+"""Its answer is the same on all processors: "What is the capital of France?" is answered by this
+small model in French or in English, by the last bits of its activations."""
 CAREFUL = "You are a careful assistant who answers in a sentence or two. "
 SCHEMA = {
     "type": "object",
@@ -65,11 +68,11 @@ async def ask(engine: Engine, content: str, **fields: Any) -> Completion:
 
 
 async def test_a_greedy_answer_knows_the_capital_of_france(engine: Engine) -> None:
-    completion = await ask(engine, "What is the capital of France?")
+    completion = await ask(engine, NAME_IT)
     assert "Paris" in completion.text
     assert "<|im_end|>" not in completion.text
     assert completion.finish_reason == "stop"
-    assert completion.prompt_tokens == 37
+    assert completion.prompt_tokens == 36
 
 
 async def test_the_golden_answer_comes_out_again(engine: Engine, folder: Path) -> None:
@@ -80,8 +83,10 @@ async def test_the_golden_answer_comes_out_again(engine: Engine, folder: Path) -
     for token in golden.ids:
         stream.append(token)
     assert completion.text == stream.text
-    assert golden.ids[-1] in manifest.end_tokens
-    assert completion.completion_tokens == len(golden.ids) - 1
+    # It may have been cut off: which one it is depends on the processor that converted the model.
+    has_ended = golden.ids[-1] in manifest.end_tokens
+    assert completion.completion_tokens == len(golden.ids) - has_ended
+    assert completion.finish_reason == ("stop" if has_ended else "length")
 
 
 async def test_a_seed_settles_the_text(engine: Engine) -> None:
@@ -111,7 +116,7 @@ async def test_an_answer_under_a_schema_satisfies_it(engine: Engine, seed: int) 
 
 
 async def test_text_ends_before_a_stop_string(engine: Engine) -> None:
-    completion = await ask(engine, "What is the capital of France?", stop=("Paris",))
+    completion = await ask(engine, NAME_IT, stop=("Paris",))
     assert (completion.text, completion.finish_reason) == ("The capital of France is ", "stop")
 
 
@@ -132,7 +137,7 @@ async def test_a_cancel_frees_the_slot(engine: Engine) -> None:
     engine.cancel("long")
     with pytest.raises(RequestCancelledError):
         await long
-    after = await ask(engine, "What is the capital of France?")
+    after = await ask(engine, NAME_IT)
     whole = tokens * after.decode_s / after.completion_tokens
     # Had the long request run on, this one would have waited for all of it.
     assert time.perf_counter() - began < whole / 2
