@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.pull import pull
@@ -32,6 +33,7 @@ def folder() -> Path:
 @pytest.fixture(scope="module")
 def generator(folder: Path) -> Generator:
     generator = Generator(folder, verify(folder), EngineOptions(threads=1, slots=1))
+    assert isinstance(generator.model, OnnxModel)
     # Onnxruntime-genai decodes a row alone, whatever its rounding (docs/decisions/0028).
     generator.model.avoids_one_row = False
     return generator
