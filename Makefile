@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-crashes chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz mutation audit sbom lock docs clean
+.PHONY: help setup demo test test-kills test-crashes chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-fusion-real bench-views bench-console screenshots soak-edge image-check fuzz mutation audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -130,6 +130,9 @@ bench-judge: setup ## measure edge judges on 288 pairs of answers, with the mode
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion
+
+bench-fusion-real: setup ## what fusing recorded answers of real small models, or of DATA, is worth; writes build/bench-fusion-real.json
+	@PYTHONPATH=tests/bench $(BIN)/python -m fusion.real $(if $(DATA),--data $(DATA))
 
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py

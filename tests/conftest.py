@@ -5,11 +5,12 @@ No server and no driver is imported here: a test of pure code must start at once
 
 import fcntl
 import functools
+import gc
 import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def pytest_configure() -> None:
     # Where nothing can be executed, as in many containers, a copy of PostgreSQL could not be.
     if room.f_bavail * room.f_frsize >= ROOM and not room.f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from all that is imported and collected: it stays to the end.
+
+    Each process holds some two million such objects, and would look through them again and again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,6 +18,7 @@ from fusewire_cli.screen import EXIT_FAULT
 
 RETRY_FOR_S = 60.0
 PAUSE_S = 0.3
+MOST_PAUSE_S = 3_600.0
 SILENCE_S = 700.0
 IDS_AT_ONCE = 100
 LINES_AT_ONCE = 500
@@ -316,7 +317,7 @@ class Client:
             # These pass by themselves; other errors stay.
             is_retryable = error.status == 503 or error.code == "rate_limited"
             if is_retryable and asyncio.get_running_loop().time() < deadline:
-                raise _RetryLaterError(float(response.headers.get("retry-after") or PAUSE_S))
+                raise _RetryLaterError(pause_s(response.headers.get("retry-after")))
             raise error
 
     async def _parse_error(self, response: aiohttp.ClientResponse) -> ApiError:
@@ -327,6 +328,19 @@ class Client:
             # Not Fusewire's own: a proxy between here and there has answered.
             message = f"{self.url} answered {response.status}"
             return ApiError(response.status, "http_error", message)
+
+
+def pause_s(retry_after: str | None) -> float:
+    """Return the seconds to wait before a request is repeated.
+
+    What is no number of seconds is another server's, such as a date: then it is a short while.
+    """
+    try:
+        seconds = float(retry_after or "")
+    except ValueError:
+        return PAUSE_S
+    # NaN is not above zero either.
+    return min(seconds, MOST_PAUSE_S) if seconds >= 0 else PAUSE_S
 
 
 def _merge_headers(kind: str | None, headers: dict[str, str] | None) -> dict[str, str]:

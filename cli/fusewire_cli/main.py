@@ -198,6 +198,14 @@ def eval_run(
         ),
     ] = None,
     judge: JudgeOption = None,
+    route: Annotated[
+        bool,
+        typer.Option(
+            "--route",
+            help="Also fuse the answers of those alone that a learned route would ask, learned from"
+            " the other folds: what it saves, and what it loses.",
+        ),
+    ] = False,
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
@@ -213,7 +221,14 @@ def eval_run(
 
     with clear_errors():
         command.run_suite(
-            suite, replay, pool=pool, modes=mode, judge=judge, as_json=json_, window=window
+            suite,
+            replay,
+            pool=pool,
+            modes=mode,
+            judge=judge,
+            as_json=json_,
+            window=window,
+            has_route=route,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from fusewire.contracts import Candidate, Outcome, Plan, Round, Verdict
+from fusewire.contracts import Candidate, Outcome, Plan, Round, Route, Verdict
 from fusewire.ids import fusion_id
 from fusewire.store.engine import Store
 from fusewire.store.history import History, StoredCandidate
@@ -75,7 +75,17 @@ def _steps(history: History, start: datetime) -> Iterator[Step]:
 def _plan_text(plan: Plan) -> str:
     parts = [f"{len(plan.members)} members", f"quorum {plan.quorum:g}"]
     parts += [f"{member.name} left out ({member.reason})" for member in plan.excluded]
+    if plan.route:
+        parts += _route_texts(plan, plan.route)
     return ", ".join(parts)
+
+
+def _route_texts(plan: Plan, route: Route) -> list[str]:
+    """What a learned route has chosen."""
+    names = [member.name for member in plan.members if member.name not in route.members]
+    if not names:
+        return [f"route: all are asked ({route.reason})"]
+    return [f"{name} {route.text}" for name in names]
 
 
 def _round_text(round_: Round) -> str:

@@ -170,6 +170,11 @@ ROWS: dict[str, list[Panel]] = {
             {rate("pool, closed_by", "fusewire_panels_closed_total"): "{{pool}} {{closed_by}}"},
         ),
         Panel(
+            "Whom learned routes ask (predicted: fewer than all)",
+            "ops",
+            {rate("pool, reason", "fusewire_routes_total"): "{{pool}} {{reason}}"},
+        ),
+        Panel(
             "Fusion duration without batches",
             "s",
             {

@@ -237,12 +237,13 @@ def tenant_user(tenant: str) -> User:
         f"tenant-{tenant}",
         f"TENANT_{tenant}",
         publish=(intake_subject(tenant),),
-        subscribe=(_tenant_inbox(tenant),),
+        subscribe=(f"{tenant_inbox(tenant)}.>",),
     )
 
 
-def _tenant_inbox(tenant: str) -> str:
-    return f"_INBOX.{tenant}.>"
+def tenant_inbox(tenant: str) -> str:
+    """The prefix of the inboxes at which a tenant's producers hear replies."""
+    return f"_INBOX.{tenant}"
 
 
 def users(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> tuple[User, ...]:

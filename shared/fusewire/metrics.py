@@ -267,6 +267,13 @@ PANELS = _counter(
     "pool",
     "closed_by",
 )
+ROUTES = _counter(
+    "fusewire_routes_total",
+    "Prompts to pools with a learned route, by why whom was asked: predicted (fewer than all were),"
+    " explored, unlearned, too_risky.",
+    "pool",
+    "reason",
+)
 DEGRADED = _counter(
     "fusewire_degraded_reasons_total",
     "Reasons of degraded outcomes, by code; an outcome may have several.",
@@ -344,6 +351,8 @@ def count_outcome(final: Outcome) -> None:
     OUTCOME_SECONDS.labels(final.pool, final.mode, is_batch).observe(final.latency_ms / 1000)
     if final.closed_by:
         PANELS.labels(final.pool, final.closed_by).inc()
+    if final.route:
+        ROUTES.labels(final.pool, final.route.reason).inc()
     for code in {DegradedReason.parse(reason).code for reason in final.degraded_reasons}:
         DEGRADED.labels(final.pool, code).inc()
     for verdict in final.verdicts:

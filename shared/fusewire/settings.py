@@ -418,7 +418,13 @@ class Member(Section):
 Preset = Literal["high", "budget", "fast"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "high": {"quorum": 1.0, "early_stop": 1.0, "debate_rounds": 2, "control_share": 0.05},
+    "high": {
+        "quorum": 1.0,
+        "early_stop": 1.0,
+        "debate_rounds": 2,
+        "control_share": 0.05,
+        "route": "all",
+    },
     "budget": {"gate": "edge-first", "early_stop": 0.87, "debate_rounds": 1},
     "fast": {
         "quorum": 0.5,
@@ -501,6 +507,15 @@ class Pool(Policy, Section):
             )
         for name in names:
             _check_not_a_vote("member", name)
+        return self
+
+    @model_validator(mode="after")
+    def _two_cascades(self) -> "Pool":
+        if self.route == "learned" and self.gate != "none":
+            raise ValueError(
+                f'route = "learned" and gate = "{self.gate}" both say who is asked first; set'
+                ' gate = "none", or remove route'
+            )
         return self
 
 

@@ -1,6 +1,7 @@
 """The analysts' read-only connection, on SQLite and on PostgreSQL."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import re
 import sqlite3
@@ -295,6 +296,9 @@ UPDATE outcomes SET judge_rung = 'fallback', reason = 'first', error = 'x', guar
 UPDATE candidates SET is_late = TRUE WHERE fusion_id = :first;
 UPDATE answers SET error_status = 429, provider_code = 'slow', provider_param = 'n'
   WHERE fusion_id = :first;
+UPDATE fusions SET plan = replace(
+  plan, '{"v":1,', '{"v":1,"route":{"reason":"predicted","loss_points":0.4},')
+  WHERE fusion_id = :first;
 UPDATE verdicts SET control = 'null', void = 'control'
   WHERE fusion_id = (SELECT max(fusion_id) FROM verdicts);
 UPDATE batches SET status = 'in_progress', stop_reason = 'budget', waiting_for = 'a',
@@ -351,6 +355,10 @@ async def test_parameters_are_bound_by_name(analyst: Analyst) -> None:
     assert record["text"] == ":no"
     texts = values | {"since": "2026-11-20T00:00:00Z", "day": "2026-11-30", "yes": 1, "no": 0}
     assert (await analyst.fetch(sql, texts))[0]["n"] == record["n"]
+    # Before the year 1 in UTC: no time, which is refused or found nowhere, and is no crash.
+    with contextlib.suppress(QueryFailed, QueryRefused):
+        odd = texts | {"since": "0001-01-01T00:00:00+23:59"}
+        assert (await analyst.fetch(sql, odd))[0]["n"] >= 0
     with pytest.raises(QueryRefused, match=":pool has no value"):
         await analyst.fetch("SELECT 1 FROM v_outcome WHERE pool = :pool")
     with pytest.raises(QueryRefused, match="no parameter :pool"):

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from fusewire import replies
 from fusewire.bus import Bus
 from fusewire.contracts import Plan, Task, Token
+from fusewire.metrics import ROUTES
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.echo_worker import EchoWorker, echo
@@ -33,6 +34,7 @@ from fusewire.topology import prompt_subject, token_subject
 from fusewire_cli.client import Client
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge import service as judge_service
+from fusewire_judge.learning import router
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -434,6 +436,77 @@ async def test_a_preset_is_part_of_what_is_asked(
     # It stops early, though with the preset it waits for everybody.
     assert (usual["closed_by"], high["closed_by"]) == ("certain", "complete")
     assert usual["config_hash"] != high["config_hash"]
+
+
+async def test_a_learned_route_asks_one_member_of_three(
+    settings: Callable[..., Settings],
+    running: Running,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Learned from labelled outcomes in which all were asked, and off until the pool says so."""
+    monkeypatch.setattr(router, "MIN_COMPARISONS", 20)
+    model_server.set_script(script(a=FOUR, b=FOUR, c=ModelScript(answer="5")))
+    gold = {"answer": "4", "match": "number"}
+    plain = settings(pool={"early_stop": 1.0, "judge": None})
+    async with running(plain, *ALL) as client:
+        first = await asyncio.gather(*(ask(client, f"2 + 2? {i}", gold=gold) for i in range(60)))
+    calls = dict(model_server.stats.by_model)
+
+    pool = {"early_stop": 1.0, "judge": None, "route": "learned", "route_explore": 0.0}
+    routed = settings(pool=pool)
+    async with running(routed, *ALL) as client:
+        second = await asyncio.gather(
+            *(ask(client, f"And 2 + 2? {i}", gold=gold) for i in range(5))
+        )
+        everybody = await ask(client, "And 2 + 2 for all?", complete=True)
+
+    assert {outcome["route"] for outcome in first} == {None}
+    assert calls == {"a": 60, "b": 60, "c": 60}
+    asked = {
+        tuple(a["member"] for a in outcome["answers"] if a["status"] != "unasked")
+        for outcome in second
+    }
+    assert asked <= {("a",), ("b",)}
+    for outcome in second:
+        assert (outcome["status"], outcome["content"]) == ("single", "4")
+        assert (outcome["is_degraded"], outcome["missing_weight"]) == (False, 0)
+        route = outcome["route"]
+        assert route
+        assert (route["reason"], len(route["members"])) == ("predicted", 1)
+    assert everybody["route"] is None
+    assert {a["status"] for a in everybody["answers"]} == {"ok"}
+    counts = model_server.stats.by_model
+    assert sum(counts.values()) == 180 + 5 + 3
+    assert await rows(
+        routed,
+        "SELECT route, count(*) AS n, sum(n_asked) AS asked FROM v_outcome GROUP BY 1 ORDER BY 2",
+    ) == [
+        {"route": "predicted", "n": 5, "asked": 5},
+        {"route": None, "n": 61, "asked": 183},
+    ]
+
+
+async def test_exploration_asks_all_and_is_counted(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(a=FOUR, b=FOUR, c=FOUR))
+    config = settings(pool={"judge": None, "route": "learned", "route_explore": 1.0})
+    before = ROUTES.labels("default", "explored")._value.get()
+    async with running(config, *ALL) as client:
+        outcome = await ask(client, "2 + 2?")
+
+    assert outcome["route"] == {
+        "members": ["a", "b", "c"],
+        "reason": "explored",
+        "loss_points": None,
+    }
+    # Without it the vote of two would have ended the panel.
+    assert {a["status"] for a in outcome["answers"]} == {"ok"}
+    assert ROUTES.labels("default", "explored")._value.get() == before + 1
+    assert await rows(config, "SELECT route, route_loss_points FROM v_outcome") == [
+        {"route": "explored", "route_loss_points": None}
+    ]
 
 
 # -- read while it is written -----------------------------------------------------------------

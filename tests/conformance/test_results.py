@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -307,6 +307,34 @@ async def test_a_transaction_that_fails_leaves_nothing_behind(
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
     assert outcome.content == "4"
+
+
+async def test_what_a_transaction_that_failed_has_read_is_not_taken_for_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another judge stores as many candidates, and one of them says something else."""
+    await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT))
+    run = desk.store.run
+
+    async def fail_at_the_commit(work: Callable[[Connection], Any], *, write: bool) -> Any:
+        def do(connection: Connection) -> None:
+            work(connection)
+            _fails()
+
+        return await run(do, write=write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.store, "run", fail_at_the_commit)
+        with pytest.raises(Transient):
+            await desk.take(*answers(PROMPT, {"a": "4"}))
+
+    await Desk(desk.store).take(*answers(PROMPT, {"a": "5"}))
+    await desk.take(*answers(PROMPT, {"b": "4", "c": "5"}))
+
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert outcome.content == "5"
 
 
 def set_due(due: dict[str, tuple[datetime, datetime | None]], connection: Connection) -> None:

@@ -312,6 +312,28 @@ async def test_a_lost_broker_store_takes_the_mark_back_from_what_is_unfinished(
     assert {p.custom_id for p, _ in found} == {lost.custom_id, late.custom_id, never.custom_id}
 
 
+async def test_messages_that_are_lost_take_the_mark_back_from_what_nobody_works_on(
+    submissions: Submissions, store: Store
+) -> None:
+    lost, fresh, ended, held, never = batch = some(5)
+    await add(submissions, *batch)
+    await submissions.publish_to("s1")
+    early = [prompt.fusion_id for prompt in (lost, ended, held)]
+    await submissions.mark_published(early, T0, "s1")
+    await submissions.mark_published([fresh.fusion_id], T0 + timedelta(seconds=5), "s1")
+    async with store.write() as connection:
+        is_ended = fusions.c.fusion_id == ended.fusion_id
+        await connection.execute(fusions.update().where(is_ended).values(is_done=True))
+        # The judge has a round of it to publish.
+        is_held = fusions.c.fusion_id == held.fusion_id
+        await connection.execute(fusions.update().where(is_held).values(unpublished_since=T0))
+
+    assert await submissions.forget_stalled(T0 + timedelta(seconds=5)) == 1
+
+    found = await submissions.find_unpublished(T0 + timedelta(hours=1), 10)
+    assert {prompt.custom_id for prompt, _ in found} == {lost.custom_id, never.custom_id}
+
+
 async def finish(store: Store, outcome: Outcome) -> None:
     row = {
         c.name: getattr(outcome, c.name)

@@ -108,6 +108,37 @@ async def test_each_tenant_submits_and_hears_its_own_replies(
     assert "Violation" not in server.log()
 
 
+async def test_a_reply_goes_to_no_inbox_of_another_tenant(
+    keys: Keys, server: NatsServer, make_settings: MakeSettings, sqlite_database: Database
+) -> None:
+    """`_INBOX.acmex` begins as that of acme does, and is another's."""
+    settings = make_settings(nats=keys.settings("ingest", server.url), database=sqlite_database)
+    ingest = build(settings)
+    await ingest.start()
+    try:
+        async with producer("acme", keys, server) as acme, operator(keys, server) as ops:
+            for number, inbox in enumerate(("_INBOX.other-1.x", "_INBOX.acmex.x", "_INBOX.x")):
+                body = json.dumps({"prompt": "Why?", "custom_id": f"forged-{number}"}).encode()
+                await acme.jetstream().publish("fw.in.acme", body, headers={REPLIES: inbox})
+            assert (await submit(acme, "acme", "own"))["custom_id"] == "own"
+
+            async def dead_letters() -> bool:
+                return bool((await ops.js.stream_info("FW_DEAD")).state.messages == 3)
+
+            await eventually(dead_letters)
+            dead = await ops.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
+            assert dead.headers is not None
+            assert "inbox prefix _INBOX.acme" in dead.headers["Fw-Reason"]
+    finally:
+        ingest.close()
+        await ingest.stop()
+    store = Store(sqlite_database)
+    async with store.read() as connection:
+        rows = await connection.execute(text("SELECT custom_id FROM prompts"))
+        assert [row.custom_id for row in rows] == ["own"]
+    await store.close()
+
+
 async def violations(server: NatsServer, kind: str, subjects: set[str]) -> set[str]:
     """The subjects of which the server has refused what it was asked."""
 

@@ -6,13 +6,16 @@ There the changed copies go before the installed ones. What is not among the par
 imported as it is installed.
 
 Results stay in build/mutation: a second run tries only what survived, as tests that were added
-since may notice it. `--fresh` begins anew, which a change of the code under test needs too.
+since may notice it. `--fresh` begins anew, which a change of the code under test needs too. What
+`--minutes` cuts off, and what was ended by hand, goes on with `--continue`, which tries no
+survivor again: `make mutation PARTS="ledger --minutes 20 --continue"`.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -54,6 +57,13 @@ def _tests(service: str, *names: str) -> tuple[str, ...]:
     return tuple(f"tests/unit/{service}/test_{name}.py" for name in names)
 
 
+def _others(package: str, *names: str) -> tuple[str, ...]:
+    """The modules of a package but those that another part has."""
+    folder = ROOT / PACKAGES[package.partition("/")[0]] / package
+    paths = sorted(folder.glob("*.py"))
+    return tuple(f"{package}/{path.name}" for path in paths if path.stem not in names)
+
+
 PARTS = {
     "ledger": Part(
         tuple(f"fusewire_worker_remote/{name}.py" for name in ("ledger", "lease", "backoff")),
@@ -80,17 +90,28 @@ PARTS = {
         ),
         ("tests/unit/dispatcher",),
     ),
+    "quorum": Part(
+        tuple(f"fusewire_judge/panel/{name}.py" for name in ("quorum", "progress")),
+        _tests("judge", "quorum", "panel", "outcome", "decision", "tools"),
+    ),
     "panel": Part(
-        ("fusewire_judge/panel/*",),
+        tuple(
+            f"fusewire_judge/panel/{name}.py"
+            for name in ("convene", "gate", "recorded", "usable_answers")
+        ),
         _tests("judge", "panel", "quorum", "outcome", "decision", "learning", "tools"),
     ),
     "scoring": Part(("fusewire_judge/scoring/*",), _tests("judge", "answers", "gold", "form")),
+    "best-of": Part(
+        ("fusewire_judge/strategies/best_of.py", "fusewire_judge/judging/tally.py"),
+        _tests("judge", "best_of", "judged_model", "margin", "verdict", "debate", "outcome"),
+    ),
     "judging": Part(
-        tuple(f"fusewire_judge/judging/{name}.py" for name in ("ask", "ballot", "tally")),
+        tuple(f"fusewire_judge/judging/{name}.py" for name in ("ask", "ballot")),
         _tests("judge", "best_of", "margin", "verdict", "debate", "outcome"),
     ),
     "strategies": Part(
-        ("fusewire_judge/strategies/*",),
+        _others("fusewire_judge/strategies", "best_of"),
         _tests("judge", "best_of", "merge", "debate", "tools", "decision", "margin", "form"),
     ),
     "shared": Part(
@@ -173,26 +194,37 @@ def count(folder: Path) -> dict[str, Counter[str]]:
     return states
 
 
-def run(name: str, *, is_fresh: bool) -> bool:
+def run(name: str, *, is_fresh: bool, goes_on: bool, minutes: float | None) -> bool:
     """Run one part, and print its figures; whether it ran whole and enough was noticed."""
     part, folder = PARTS[name], BUILD / name
     if is_fresh:
         shutil.rmtree(folder, ignore_errors=True)
     lay_out(part, folder)
-    forget_survivors(folder)
+    if not goes_on:
+        forget_survivors(folder)
     # Property tests draw the same examples each time, so that a mutant's fate is no chance.
     environment = {**os.environ, "CI": "1", "PYTHONHASHSEED": "0"}
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1"]
-    with (folder / "mutmut.log").open("w") as log:
-        ended = subprocess.run(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, check=False
-        )
+    with (
+        (folder / "mutmut.log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as mutmut,
+    ):
+        try:
+            code = mutmut.wait(minutes and 60 * minutes)
+        except BaseException as exc:
+            # With the process of the mutant that it tries, which would go on.
+            os.killpg(mutmut.pid, signal.SIGKILL)
+            if not isinstance(exc, subprocess.TimeoutExpired):
+                raise
+            code = mutmut.wait()
     states = count(folder)
     total: Counter[str] = sum(states.values(), Counter())
     for module, counts in {**states, f"{name}, all of it": total}.items():
         print(f"{module:50} {counts.total():5} {_share(counts):6.1%} killed  {dict(counts)}")
     _report(name, states)
-    if ended.returncode or not states or total["untried"]:
+    if code or not states or total["untried"]:
         print(f"{name} did not run whole: see {folder / 'mutmut.log'}")
         return False
     return _share(total) >= LEAST_KILLED
@@ -214,10 +246,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation tests of pure code.")
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--fresh", action="store_true", help="try killed mutants again too")
+    parser.add_argument("--continue", dest="goes_on", action="store_true", help="try the rest only")
+    parser.add_argument("--minutes", type=float, help="the longest that a part may take")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    results = [run(name, is_fresh=options.fresh) for name in options.parts]
+    results = [
+        run(name, is_fresh=options.fresh, goes_on=options.goes_on, minutes=options.minutes)
+        for name in options.parts
+    ]
     sys.exit(not all(results))
 
 

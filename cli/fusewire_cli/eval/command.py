@@ -2,15 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from fusewire.configuration import find_file
 from fusewire.settings import Pool, Settings
 from fusewire_cli.client import Client
-from fusewire_cli.eval import table, weighing
+from fusewire_cli.eval import routing, table, weighing
 from fusewire_cli.eval.asking import (
     Target,
     is_equally_weighed,
@@ -54,6 +54,8 @@ class Evaluation:
     first_outcomes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """By custom_id, the outcomes of asking the members; empty if the replies were recorded."""
     notes: list[str] = field(default_factory=list)
+    route_loss: float | None = None
+    """What a learned route may lose, 0 to 1; None where none is measured."""
 
     async def run(self, api: Client) -> dict[tuple[str, Kind], list[Score]]:
         """Ask the members, if that was not done, and fuse. Returns the scores by row."""
@@ -72,6 +74,7 @@ class Evaluation:
         """Fuse with equal weights, and with weights learned from the other folds."""
         equal_name, learned_name = "best-of, equal weights", "best-of, learned weights"
         equal_outcomes = await self._fuse(api, equal_name, "best-of", {})
+        routed_scores = await self._run_route(api, equal_outcomes)
         weights = self._learn_weights()
         learned_outcomes = await self._fuse(
             api, learned_name, "best-of", weights, equal_outcomes=equal_outcomes
@@ -79,7 +82,60 @@ class Evaluation:
         return {
             (equal_name, "best-of-equal"): self._scores(equal_outcomes),
             (learned_name, "best-of-learned"): self._scores(learned_outcomes),
+            **routed_scores,
         }
+
+    async def _run_route(
+        self, api: Client, equal_outcomes: Mapping[str, Mapping[str, Any]]
+    ) -> dict[tuple[str, Kind], list[Score]]:
+        """Fuse the replies of those that a route learned from the other folds would ask."""
+        if self.route_loss is None:
+            return {}
+        name = "best-of, learned route"
+        all_scores = self._scores(equal_outcomes)
+        routed_questions = [
+            routing.RoutedQuestion(
+                question.prompt,
+                weighing.label(question, self.replies[question.custom_id]),
+                self.replies[question.custom_id],
+                score.is_right,
+            )
+            for question, score in zip(self.questions, all_scores, strict=True)
+        ]
+        choices = routing.choose_members(routed_questions, tuple(self.titles), loss=self.route_loss)
+        replies = {
+            question.custom_id: _only(self.replies[question.custom_id], choice)
+            for question, choice in zip(self.questions, choices, strict=True)
+        }
+        evaluation = replace(self, replies=replies, first_outcomes={})
+        outcomes = await evaluation.fuse_others(api, name, equal_outcomes, self.replies)
+        scores = evaluation._scores(outcomes)  # noqa: SLF001 - it is another of this class
+        self.notes.append(routing.note(choices, self.titles, scores, all_scores))
+        return {(name, "best-of-route"): scores}
+
+    async def fuse_others(
+        self,
+        api: Client,
+        name: str,
+        outcomes: Mapping[str, Mapping[str, Any]],
+        replies: Mapping[str, Sequence[MemberReply]],
+    ) -> dict[str, Mapping[str, Any]]:
+        """Fuse the replies with equal weights, except those of which the outcomes are known.
+
+        Args:
+            api: the service.
+            name: of the row.
+            outcomes: by custom_id, of other replies.
+            replies: by custom_id, those that they were made of.
+        """
+        changed_questions = [
+            q for q in self.questions if self.replies[q.custom_id] != replies[q.custom_id]
+        ]
+        new_outcomes = {}
+        if changed_questions:
+            evaluation = replace(self, questions=changed_questions)
+            new_outcomes = await evaluation._fuse(api, name, "best-of", {})  # noqa: SLF001 - of this class
+        return {**outcomes, **new_outcomes}
 
     def members(self) -> dict[str, list[Score]]:
         """By member's title, its scores in the order of the questions."""
@@ -202,6 +258,18 @@ class Evaluation:
         ]
 
 
+def _only(replies: Iterable[MemberReply], members: Collection[str]) -> list[MemberReply]:
+    """The replies of some members."""
+    return [reply for reply in replies if reply.recorded.member in members]
+
+
+def _route_loss(config: Settings, pool: str, modes: Collection[str]) -> float:
+    """What a learned route of a pool may lose, 0 to 1."""
+    if "best-of" not in modes:
+        fail("--route measures best-of", "add --mode best-of, or leave --route out")
+    return config.pools[pool].route_loss_points / 100
+
+
 def run_suite(
     suite: Path,
     replay: Path | None,
@@ -211,6 +279,7 @@ def run_suite(
     judge: str | None,
     as_json: bool,
     window: int,
+    has_route: bool = False,
 ) -> None:
     """Evaluate a pool, or answers that were recorded earlier, on labelled questions."""
     config = settings()
@@ -222,6 +291,7 @@ def run_suite(
     questions, recorded = _read(config, suite, replay, name, all_modes, judge)
     target = Target(name, judge, config.config_hash(name))
     evaluation = Evaluation(target, questions, all_modes, window, notes=notes)
+    evaluation.route_loss = _route_loss(config, name, all_modes) if has_route else None
     if recorded:
         evaluation.titles, evaluation.replies = recorded.titles, recorded.replies
         config = restrict(config, name, judge, all_modes)

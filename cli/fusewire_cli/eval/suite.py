@@ -4,13 +4,13 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusewire.contracts import Gold, RecordedAnswer
+from fusewire.contracts import Gold, Prompt, RecordedAnswer
 from fusewire_ingest.admission.admit import PoolRule, RefusedError, Submission, admit, parse
 
 MOST_MEMBERS = 16
@@ -26,6 +26,8 @@ class Question:
     custom_id: str
     body: dict[str, Any]
     gold: Gold
+    prompt: Prompt | None = None
+    """As it would be submitted; None while it is not checked."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def read_suite(
     def add_question(number: int, fields: dict[str, Any]) -> None:
         question = _parse_question(number, fields, first_lines)
         try:
-            check(parse(json.dumps(question.body | target), limit), pools)
+            prompt = check(parse(json.dumps(question.body | target), limit), pools)
         except RefusedError as exc:
             raise _LineFaultError(exc.message) from exc
-        questions.append(question)
+        questions.append(replace(question, prompt=prompt))
 
     faults = _read_lines(data, file, add_question)
     if not questions and not faults:
@@ -152,14 +154,14 @@ def _parse_question(number: int, fields: dict[str, Any], first_lines: dict[str, 
     return Question(number, custom_id, fields, gold)
 
 
-def check(submission: Submission, pools: Mapping[str, PoolRule]) -> None:
-    """Check a submission as ingest would.
+def check(submission: Submission, pools: Mapping[str, PoolRule]) -> Prompt:
+    """Check a submission as ingest would, and return its prompt.
 
     Raises:
         RefusedError: ingest would refuse it.
     """
     # The time is arbitrary: no check depends on it.
-    admit(
+    return admit(
         submission,
         tenant="default",
         fallback_id="-",

@@ -7,7 +7,15 @@ from typing import Any, Literal
 from fusewire.analysis.measures import LEAST_N, paired_difference, wilson
 
 Kind = Literal[
-    "member", "best-of-equal", "best-of-learned", "merge", "debate", "verify", "oracle", "all-wrong"
+    "member",
+    "best-of-equal",
+    "best-of-learned",
+    "best-of-route",
+    "merge",
+    "debate",
+    "verify",
+    "oracle",
+    "all-wrong",
 ]
 
 COLUMNS = (

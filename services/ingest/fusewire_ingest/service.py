@@ -156,9 +156,8 @@ class Ingest:
             )
         )
         # FastStream is fast enough here: such prompts come now and then (docs/decisions/0004).
-        self._bus.subscribe(
-            INGEST, BusSubscriber(intake, self._bus).handle, concurrency=INTAKE_CONCURRENCY
-        )
+        subscriber = BusSubscriber(intake, self._bus, by_tenant=settings.nats.nkey is not None)
+        self._bus.subscribe(INGEST, subscriber.handle, concurrency=INTAKE_CONCURRENCY)
 
     async def start(self) -> None:
         """Check the schema and the keys, connect, then start all parts."""

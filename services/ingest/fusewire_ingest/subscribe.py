@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from nats.errors import Error as NatsError
 
+from fusewire.accounts import tenant_inbox
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import NAME
 from fusewire.crash_points import CrashPoint, reach
@@ -26,11 +27,18 @@ class BusSubscriber:
     """Handles submissions from FW_IN, each a Submission in JSON.
 
     A refused one goes to FW_DEAD with the reason.
+
+    Args:
+        intake: commits them.
+        bus: replies.
+        by_tenant: whether each tenant has its own user of NATS. That user hears the inboxes of its
+            tenant alone, so a reply goes to no other (docs/decisions/0055).
     """
 
-    def __init__(self, intake: Intake, bus: Bus) -> None:
+    def __init__(self, intake: Intake, bus: Bus, *, by_tenant: bool) -> None:
         self._intake = intake
         self._bus = bus
+        self._by_tenant = by_tenant
 
     async def handle(self, delivery: Delivery) -> None:
         """Commit one submission, then reply.
@@ -46,11 +54,8 @@ class BusSubscriber:
         """
         tenant = delivery.subject.rpartition(".")[2]
         reply_to = delivery.headers.get(REPLY_TO)
-        if reply_to is not None and not _is_inbox(reply_to):
-            # On any other subject Fusewire would publish with more rights than the producer has.
-            raise UnacceptableMessage(
-                f"invalid_request: {REPLY_TO} must be an inbox, which begins with _INBOX"
-            )
+        if reply_to is not None:
+            self._check_inbox(reply_to, tenant)
         try:
             reply = await self._submit(delivery, tenant)
         except RefusedError as exc:
@@ -63,6 +68,18 @@ class BusSubscriber:
         reach(CrashPoint.INTAKE_COMMITTED)
         await self._reply(reply_to, reply)
         reach(CrashPoint.INTAKE_REPLIED)
+
+    def _check_inbox(self, reply_to: str, tenant: str) -> None:
+        """Refuse what is no inbox: there Fusewire may publish, and the producer may not."""
+        if not _is_inbox(reply_to):
+            raise UnacceptableMessage(
+                f"invalid_request: {REPLY_TO} must be an inbox, which begins with _INBOX"
+            )
+        if self._by_tenant and not reply_to.startswith(f"{tenant_inbox(tenant)}."):
+            raise UnacceptableMessage(
+                f"invalid_request: {REPLY_TO} must be an inbox of its tenant: give the client the "
+                f"inbox prefix {tenant_inbox(tenant)}"
+            )
 
     async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:
         if not re.match(NAME, tenant):

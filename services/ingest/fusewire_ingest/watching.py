@@ -72,6 +72,8 @@ class Watch(EventQueue[Progress | str]):
     """Whether a piece was missed, so that no more text is streamed."""
     _members: set[str] = field(default_factory=set)
     _n_asked: int | None = None
+    _panel_round: int = 0
+    """1 where the judge chooses whom to ask."""
 
     def on_token(self, token: Token) -> None:
         """Stream a piece of text that continues the pieces before it.
@@ -89,13 +91,16 @@ class Watch(EventQueue[Progress | str]):
 
     def on_plan(self, plan: Plan) -> None:
         """Learn how many members are asked at first."""
+        if plan.is_routed:
+            self._panel_round = 1
+            return
         self._n_asked = sum(member.wave == 0 for member in plan.members)
         self._add_progress()
 
     def on_candidate(self, candidate: Candidate) -> None:
-        """Count a member that has answered in round 0."""
+        """Count a member that has answered in the panel's first round."""
         member = candidate.member
-        if candidate.round != 0 or not candidate.ok:
+        if candidate.round != self._panel_round or not candidate.ok:
             return
         if member is not None and member not in self._members:
             self._members.add(member)
@@ -129,8 +134,9 @@ class Watcher:
                 else:
                     watch.on_candidate(Candidate.decode(msg.data))
 
-        # Candidates of round 0, the panel's; those of the judge's later rounds are not counted.
-        subjects = (tokens, plan, candidate_subject(fusion_id, 0, "*"))
+        # Those of the panel's first round; candidates of the judge's later ones are not counted.
+        panels = (candidate_subject(fusion_id, number, "*") for number in (0, 1))
+        subjects = (tokens, plan, *panels)
         # The prompt is published later on the same connection, so the server has these before it.
         async with self._subscriptions(subjects, on_message):
             yield watch

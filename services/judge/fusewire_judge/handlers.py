@@ -17,29 +17,16 @@ from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
+from fusewire_judge.learner import Learner, RoutedPool
 from fusewire_judge.learning.hedge_budget import HedgeBudget
-from fusewire_judge.learning.statistics import (
-    OUTCOME_WINDOW,
-    Statistics,
-    StoredHistory,
-    learn_statistics,
-)
 from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
-from fusewire_judge.repository.history import (
-    control_picks,
-    newest_answers,
-    newest_checks,
-    newest_verdicts,
-)
 from fusewire_judge.repository.results import EncodedCandidate, Results
 from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
 
 log = structlog.get_logger(__name__)
 
 SWEEP_BATCH = 100
-QUARANTINE = timedelta(days=1)
-"""How long a judge that picked controls is left out, and how far back they are looked for."""
 RETRY_AFTER = timedelta(seconds=5)
 """When the sweep looks again at a fusion that it could not decide; the pause doubles each time."""
 RETRY_AFTER_MOST = timedelta(minutes=1)
@@ -67,15 +54,15 @@ class Handlers:
         clock: Callable[[], datetime],
         pools: Iterable[str] = (),
         has_pending: Callable[[str], Awaitable[bool]] = _has_none_pending,
+        *,
+        routed_pools: Iterable[RoutedPool] = (),
     ) -> None:
         self._bus = bus
         self._store = store
         self._clock = clock
-        self._pools = tuple(pools)
-        """The pools to learn statistics of."""
         self._has_pending = has_pending
         """Tells whether messages of a fusion wait in the stream."""
-        self._statistics = Statistics()
+        self._learner = Learner(store, clock, pools, routed_pools)
         self._recent = RecentFusions()
         self._hedges = HedgeBudget()
         self._failures: Counter[str] = Counter()
@@ -85,22 +72,7 @@ class Handlers:
 
     async def update_statistics(self) -> None:
         """Learn anew from the newest stored outcomes."""
-        since = self._clock() - QUARANTINE
-
-        def read(connection: Connection) -> StoredHistory:
-            return StoredHistory(
-                answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
-                verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
-                checks=newest_checks(connection, self._pools, OUTCOME_WINDOW),
-                control_picks=control_picks(connection, since),
-            )
-
-        data = await self._store.run(read, write=False)
-        # In a thread: a fit takes tenths of a second for a pool of many members.
-        statistics = await asyncio.to_thread(learn_statistics, data, self._statistics.votes)
-        for judge in statistics.quarantined - self._statistics.quarantined:
-            log.warning("judge.quarantined", model=judge)
-        self._statistics = statistics
+        await self._learner.update()
 
     async def on_batch(self, batch: Sequence[Delivery]) -> None:
         """Handle plans and candidates, as many as there are, in one turn."""
@@ -325,10 +297,8 @@ class Handlers:
             record = records.get(key)
             if record and record.plan is None:
                 # A replayed strategy must see the same weights each time (docs/decisions/0012).
-                new_plans[key] = self._statistics.snapshot_onto(
-                    plan,
-                    may_hedge=self._hedges.grant(plan),
-                    is_replay=bool(record.prompt.recorded),
+                new_plans[key] = self._learner.stamp(
+                    plan, record.prompt, may_hedge=self._hedges.grant(plan)
                 )
         results.add_plans(new_plans)
         candidates: list[EncodedCandidate] = []

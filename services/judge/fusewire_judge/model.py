@@ -89,7 +89,8 @@ class Panel:
     received: Mapping[str, ReceivedCandidate]
     """By member: its first answer, or its last failure if it gave none."""
     skipped: frozenset[str]
-    """Members that were not called, because the cascade gate found the first wave sufficient."""
+    """Members that were not called: the cascade gate found the first wave sufficient, or the route
+    has chosen others."""
     flaws: Mapping[str, Flaw]
     """By member: why its text does not count as an answer."""
     kind: AnswerKind

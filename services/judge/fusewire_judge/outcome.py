@@ -67,7 +67,7 @@ def build(
         accepted=is_right(draft.content, prompt.gold) if prompt.gold else None,
         judge_model=_judge_model(plan) if is_judged else None,
         judge_rung=draft.parse_stage,
-        reason=draft.reason,
+        reason=_reason(plan, draft),
         analysis=draft.analysis,
         agreement=draft.agreement,
         rounds=len(case.rounds),
@@ -81,7 +81,15 @@ def build(
         panel_ms=_elapsed_ms(plan.planned_at, judged_since or now),
         judge_ms=_elapsed_ms(judged_since, now) if judged_since else None,
         config_hash=plan.config_hash,
+        route=plan.route,
     )
+
+
+def _reason(plan: Plan, draft: Draft) -> str | None:
+    """Return the rule that decided; of a member that a route has chosen alone, that rule."""
+    if draft.status == "single" and plan.route and len(plan.route.members) == 1:
+        return f"{draft.winner or plan.route.members[0]} alone was asked, as the route predicts"
+    return draft.reason
 
 
 def _paid_candidates(case: Case) -> list[Candidate]:

@@ -10,12 +10,13 @@ from fusewire.bus_service import BusService
 from fusewire.errors import Transient
 from fusewire.loops import BatchLoop
 from fusewire.presence import Presence
-from fusewire.settings import Settings
+from fusewire.settings import Pool, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import JUDGE, JUDGE_DUE
 from fusewire_judge.candidate_lookup import StoredCandidates
 from fusewire_judge.handlers import Handlers
+from fusewire_judge.learner import RoutedPool
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,12 @@ class Judge(BusService):
         self._lookup = StoredCandidates(self.bus, self._store)
         self._presence = Presence(self.name, self.bus, self._store, _now)
         self._handlers = Handlers(
-            self.bus, self._store, _now, settings.pools, self._lookup.has_pending
+            self.bus,
+            self._store,
+            _now,
+            settings.pools,
+            self._lookup.has_pending,
+            routed_pools=_routed_pools(settings),
         )
         self.loops = [
             BatchLoop(self.bus, JUDGE, self._handlers.on_batch, batch=BATCH, ahead=AHEAD),
@@ -106,6 +112,19 @@ class Judge(BusService):
         except Exception:
             # A sweep that ended would leave fusions undecided in silence.
             log.exception("judge.sweep_broken", what=name)
+
+
+def _routed_pools(settings: Settings) -> list[RoutedPool]:
+    """Return the pools whose members are chosen for each prompt."""
+    return [
+        RoutedPool(name, _models(pool), pool.route_loss_points / 100)
+        for name, pool in settings.pools.items()
+        if pool.route == "learned" and len(pool.members) > 1
+    ]
+
+
+def _models(pool: Pool) -> tuple[tuple[str, str], ...]:
+    return tuple((member.name, member.model) for member in pool.members)
 
 
 def _now() -> datetime:

@@ -19,6 +19,8 @@ PATIENT_S = 600.0
 # No wait is that long: from here on a number is a time since 1970.
 _EPOCH_S = 1e9
 _EPOCH_MS = 1e11
+MOST_WAIT_S = 31 * 86_400.0
+"""The longest wait that is believed, in seconds: a quota of a month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,22 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that a response's headers ask to wait, or None.
 
     Reads, in this order, `retry-after-ms`, `retry-after` (seconds or an HTTP date) and the
-    longest `x-ratelimit-reset*` whose `x-ratelimit-remaining*` is not above zero.
+    longest `x-ratelimit-reset*` whose `x-ratelimit-remaining*` is not above zero. Whatever they
+    say, it is not above `MOST_WAIT_S`.
 
     Args:
         headers: headers with lower-case names.
         now: the current time, with a zone.
     """
+    return believable_s(_asked_wait_s(headers, now))
+
+
+def believable_s(wait_s: float | None) -> float | None:
+    """Return a wait that somebody else has written, at most `MOST_WAIT_S`."""
+    return None if wait_s is None else min(wait_s, MOST_WAIT_S)
+
+
+def _asked_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -112,7 +124,8 @@ def _until(date: str, now: datetime) -> float | None:
     """Return the seconds until an HTTP date, at least 0; None if it is none."""
     try:
         when = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):
+        # OverflowError: a year or a zone of more digits than C's integers have.
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - now) / timedelta(seconds=1))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fusewire.contracts import ErrorCode, FinishReason, Usage
-from fusewire_worker_remote.backoff import retry_after_s
+from fusewire_worker_remote.backoff import believable_s, retry_after_s
 from fusewire_worker_remote.error_tables import TABLES
 
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
@@ -105,7 +105,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
         or _classify_status(status, headers, message, now)
     )
     if failure.code == "rate_limited" and failure.retry_after_s is None:
-        failure = replace(failure, retry_after_s=_retry_delay_s(error, now))
+        failure = replace(failure, retry_after_s=believable_s(_retry_delay_s(error, now)))
     failure = replace(
         failure, status=status, provider_code=_provider_code(error), param=_param(error)
     )

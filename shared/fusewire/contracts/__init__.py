@@ -28,7 +28,16 @@ from fusewire.contracts.outcome import (
     Verdict,
     VerdictKind,
 )
-from fusewire.contracts.plan import ExcludedMember, Gate, Plan, PlannedJudge, PlannedMember, Policy
+from fusewire.contracts.plan import (
+    ExcludedMember,
+    Gate,
+    Plan,
+    PlannedJudge,
+    PlannedMember,
+    Policy,
+    Route,
+    RouteReason,
+)
 from fusewire.contracts.prompt import (
     NAME,
     TOOL_NAME,
@@ -89,6 +98,8 @@ __all__ = [
     "RecordedAnswer",
     "Residency",
     "Round",
+    "Route",
+    "RouteReason",
     "Sampling",
     "Status",
     "StoredQuery",

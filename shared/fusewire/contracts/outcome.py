@@ -6,6 +6,7 @@ from pydantic import AwareDatetime
 
 from fusewire.contracts.base import Mode, Part, Tier, Wire
 from fusewire.contracts.candidate import FinishReason, Usage
+from fusewire.contracts.plan import Route
 from fusewire.contracts.prompt import ToolCall
 
 Status = Literal["fused", "selected", "voted", "single", "failed", "expired", "cancelled"]
@@ -73,7 +74,8 @@ class Answer(Part):
     model: str
     tier: Tier
     status: Literal["ok", "error", "missing", "unasked"]
-    """`unasked`: the gate's members agreed, so this one was not called."""
+    """`unasked`: this one was not called, because the gate's members agreed, or because the route
+    has not chosen it (`Outcome.route`)."""
     round: int | None = None
     """The round this answer is from; None if it is missing."""
     call: str | None = None
@@ -165,6 +167,8 @@ class Outcome(Wire):
     panel_ms: float | None = None
     judge_ms: float | None = None
     config_hash: str | None = None
+    route: Route | None = None
+    """Which members the pool's route has chosen, and why; None if it has none."""
 
     @property
     def latency_ms(self) -> float:

@@ -28,7 +28,8 @@ class PlannedMember(Part):
     samples: int = Field(default=1, ge=1)
     """The number of its calls: `<name>`, `<name>=2`, …"""
     wave: int = Field(default=0, ge=0, le=1)
-    """0: called at once; 1: called if the gate's members disagree."""
+    """0: called at once; 1: called by the judge, if the gate's members disagree or if the route
+    has chosen it."""
     is_replay_only: bool = Field(
         default=False, validation_alias=AliasChoices("is_replay_only", "is_mute")
     )
@@ -83,6 +84,36 @@ class PlannedJudge(Part):
 
 Gate = Literal["none", "edge-first"]
 
+RouteReason = Literal["predicted", "explored", "unlearned", "too_risky"]
+"""Why these members are asked: they are predicted to be good enough; all are asked, so that there
+is something to learn from; too little is known; no smaller choice is predicted to be good
+enough."""
+
+
+class Route(Part):
+    """Which members of a pool with `route = "learned"` are asked about a prompt, and why.
+
+    The judge sets it when it stores the plan (docs/decisions/0067).
+    """
+
+    members: tuple[str, ...]
+    reason: RouteReason
+    loss_points: float | None = None
+    """How much more often asking all would be right, as predicted, in percentage points; None if
+    all are asked."""
+
+    @property
+    def text(self) -> str:
+        """Why the other members are not asked.
+
+        >>> Route(members=("a",), reason="predicted", loss_points=0.4).text
+        'not asked: the route predicts 0.4 points lost by asking a alone'
+        """
+        names = " and ".join(self.members)
+        alone = " alone" if len(self.members) == 1 else ""
+        loss = max(self.loss_points or 0.0, 0.0)
+        return f"not asked: the route predicts {loss:.1f} points lost by asking {names}{alone}"
+
 
 class Policy(Part):
     """The rules of a pool that its strategies follow; keys of `[pools.<name>]` too."""
@@ -118,6 +149,15 @@ class Policy(Part):
     max_total_tokens: int | None = Field(default=None, ge=1)
     """The most tokens that the calls for a prompt may take, by estimate before each; members that
     do not fit are left out, last first."""
+    route: Literal["all", "learned"] = "all"
+    """`learned`: of each prompt only the cheapest members are asked that are predicted to be right
+    as often as all together, by what outcomes have shown. See docs/fusion.md."""
+    route_loss_points: float = Field(default=1.0, ge=0, le=100)
+    """What a learned route may lose against asking all members, in percentage points of right
+    answers."""
+    route_explore: float = Field(default=0.05, ge=0, le=1)
+    """The share of prompts that a learned route asks all members about all the same, and waits for
+    them: what it goes on learning from."""
     criteria: str | None = Field(default=None, max_length=4000)
     """What the judge shall value, in place of: correct first, complete second, clear third."""
 
@@ -137,6 +177,8 @@ class Plan(Wire):
     jury: tuple[PlannedJudge, ...] = ()
     """The models that judge together; empty: `judge` alone."""
     policy: Policy = Policy()
+    route: Route | None = None
+    """None: all members are asked, or those of a gate."""
     excluded: tuple[ExcludedMember, ...] = ()
     quorum: float = Field(gt=0, le=1)
     debate_rounds: int = Field(ge=1, le=2)
@@ -149,6 +191,12 @@ class Plan(Wire):
     """When the panel closes, so that there is time left to judge."""
     deadline_at: AwareDatetime
     config_hash: str
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether no member has been called, because the judge chooses which are."""
+        has_second_wave = bool(self.members) and all(member.wave for member in self.members)
+        return self.policy.route == "learned" and has_second_wave
 
     @property
     def jurors(self) -> tuple[PlannedJudge, ...]:

@@ -17,7 +17,8 @@ class PlanMember(TypedDict):
     samples: int
     """The number of its calls."""
     wave: int
-    """1 for a member that is called only if the gate's members disagree, else 0."""
+    """1 for a member that is called only if the gate's members disagree, or if the pool's route
+    chooses it; else 0."""
 
 
 class PlanJudge(TypedDict):

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from fusewire.contracts.base import Mode, Tier
 from fusewire.contracts.candidate import FinishReason
 from fusewire.contracts.outcome import AnswerKind, ClosedBy, Guard, ParseStage, Status, VerdictKind
+from fusewire.contracts.plan import RouteReason
 
 
 class PlainCall(TypedDict):
@@ -71,6 +72,14 @@ class FusionAnswer(TypedDict):
     cost_usd: float | None
 
 
+class FusionRoute(TypedDict):
+    """See `contracts.Route`."""
+
+    members: list[str]
+    reason: RouteReason
+    loss_points: float | None
+
+
 class Fusion(TypedDict):
     """A fusion; see `contracts.Outcome`.
 
@@ -115,6 +124,7 @@ class Fusion(TypedDict):
     panel_ms: NotRequired[float | None]
     judge_ms: NotRequired[float | None]
     config_hash: NotRequired[str | None]
+    route: NotRequired[FusionRoute | None]
     latency_ms: NotRequired[float]
     is_repetition: NotRequired[bool]
     """In the reply to a submission: whether the fusion existed before."""

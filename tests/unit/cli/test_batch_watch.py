@@ -23,10 +23,31 @@ from fusewire_cli.batch.watch import (
     follow,
     read_settled,
 )
-from fusewire_cli.client import ApiError, Client, Form, Order
+from fusewire_cli.client import MOST_PAUSE_S, PAUSE_S, ApiError, Client, Form, Order, pause_s
 from fusewire_cli.screen import ProgressStyle
 
 TOTAL = 7
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        (None, PAUSE_S),
+        ("", PAUSE_S),
+        ("0", 0.0),
+        ("7", 7.0),
+        # A proxy's, and nonsense.
+        ("Mon, 23 Nov 2026 12:00:30 GMT", PAUSE_S),
+        ("-1", PAUSE_S),
+        ("nan", PAUSE_S),
+        ("inf", MOST_PAUSE_S),
+        ("9" * 5000, MOST_PAUSE_S),
+    ],
+)
+def test_whatever_a_server_asks_to_wait_the_pause_is_sensible(
+    retry_after: str | None, seconds: float
+) -> None:
+    assert pause_s(retry_after) == seconds
 
 
 def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, **ours: Any) -> Any:

@@ -260,3 +260,40 @@ def test_a_preset_fills_what_is_not_given(preset: str) -> None:
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match="'high', 'budget' or 'fast'"):
         Pool.model_validate({"members": ["a"], "preset": "cheap"})
+
+
+LEARNED = Policy(route="learned")
+NOT_ROUTED: dict[str, tuple[Policy, dict[str, Any]]] = {
+    "off by default": (Policy(), {}),
+    "a gate": (Policy(route="learned", gate="edge-first"), {}),
+    "complete": (LEARNED, {"is_complete": True}),
+    "members of its own": (LEARNED, {"members": ("gpt", "claude")}),
+    "too long for a round": (LEARNED, {"text": "x" * 200_000}),
+    "one member may answer": (LEARNED, {"residency": "edge-only"}),
+}
+
+
+def test_members_of_a_routed_pool_are_left_to_the_judge() -> None:
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", "claude", policy=LEARNED))
+
+    assert plan.is_routed
+    assert tasks == {}
+    assert {m.name: (m.wave, m.is_required) for m in plan.members} == {
+        "tiny": (1, False),
+        "gpt": (1, False),
+        "claude": (1, True),
+    }
+
+
+@pytest.mark.parametrize("what", NOT_ROUTED)
+def test_where_there_is_no_route_members_are_called_at_once(what: str) -> None:
+    policy, prompt = NOT_ROUTED[what]
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", "claude", policy=policy), **prompt)
+
+    assert not plan.is_routed
+    assert tasks
+
+
+def test_a_pool_has_a_route_or_a_gate() -> None:
+    with pytest.raises(ValueError, match='set gate = "none", or remove route'):
+        Pool.model_validate({"members": ["a", "b"], "route": "learned", "gate": "edge-first"})

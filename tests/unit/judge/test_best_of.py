@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusewire.contracts import CONTROL, PlannedJudge
+from fusewire.contracts import CONTROL, PlannedJudge, Sampling
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
+from fusewire_judge.judging.tally import Tally
+from fusewire_judge.scoring.answers import agreement
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -114,6 +116,9 @@ RECORDS = [
     ((1, 3, 1), "454", "vote by record, which no agreement of the others outweighs"),
     ((1, 1.5, 1), "456", "vote by record, 2 of the 2 others would have to agree"),
     ((1, 1.5, 1), "454", "vote, 2 of 3 say the same"),
+    ((1, 2, 1), "456", "vote by record, which no agreement of the others outweighs"),
+    # The fewest others: the heaviest of them first.
+    ((1, 2.2, 1, 2), "4567", "vote by record, 2 of the 3 others would have to agree"),
 ]
 
 
@@ -121,11 +126,67 @@ RECORDS = [
 def test_the_reason_of_a_vote_tells_what_would_have_outweighed_it(
     begin: Begin, weights: tuple[float, ...], texts: str, reason: str
 ) -> None:
-    members = [make_member(name, weight) for name, weight in zip("abc", weights, strict=True)]
+    names = "abcd"[: len(texts)]
+    members = [make_member(name, weight) for name, weight in zip(names, weights, strict=True)]
 
-    draft = begin(members=members).says(**dict(zip("abc", texts, strict=True))).ends()
+    draft = begin(members=members).says(**dict(zip(names, texts, strict=True))).ends()
 
     assert draft.reason == reason
+
+
+def test_a_vote_counts_what_the_prompt_s_schema_takes_for_the_same(begin: Begin) -> None:
+    sampling = Sampling(response_schema={"type": "object", "required": ["n"]})
+    texts = {"a": '{"n": 5}', "b": '{"n": 4}', "c": '{ "n":4.0 }'}
+
+    draft = begin(prompt={"sampling": sampling}).says(**texts).ends()
+
+    assert (draft.winner, draft.reason) == ("b", "vote, 2 of 3 say the same")
+
+
+# -- the odds that stored outcomes give ----------------------------------------------------
+
+ODDS = [
+    # what, what a learned, judges, who wins
+    ("odds of five outweigh a verdict", {"open": 5.0}, 1, "a"),
+    ("and not two judges", {"open": 5.0}, 2, "b"),
+    ("weights of closed answers are none", {"number": 50.0, "label": 50.0}, 1, "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("learned", "judges", "winner"), [r[1:] for r in ODDS], ids=[r[0] for r in ODDS]
+)
+def test_a_member_s_odds_count_beside_the_verdicts(
+    begin: Begin, juror: Juror, learned: dict[str, float], judges: int, winner: str
+) -> None:
+    members = [make_member("a", learned=learned), make_member("b"), make_member("c")]
+    play = begin(members=members, jury=tuple(juror(model) for model in "xy"[:judges]))
+    play.says(**OPEN).asks()
+
+    assert play.judge_says("b").ends().winner == winner
+
+
+def test_odds_that_a_verdict_just_makes_good_are_a_tie_of_two(begin: Begin) -> None:
+    members = [make_member("a", learned={"open": 4.0}), make_member("b"), make_member("c")]
+    play = begin(members=members).says(**OPEN)
+    play.asks()
+    play.judge_says("b")
+
+    assert list(play.asks()) == ["pair-1-1", "pair-1-2"]
+    for call in play.verdict_calls():
+        assert sorted(play.order(call)) == ["a", "b"]
+    assert play.judge_says("a").ends().winner == "a"
+
+
+def test_odds_count_beside_the_verdicts_on_the_two_as_well(begin: Begin) -> None:
+    """The judge names `b` once more, which makes good the odds of `a` once more."""
+    members = [make_member("a", learned={"open": 4.0}), make_member("b"), make_member("c")]
+    play = begin(members=members).says(**OPEN)
+    for _ in range(2):
+        play.asks()
+        play.judge_says("b")
+
+    assert (play.ends().reason or "").startswith("the judges are tied")
 
 
 # -- both orders --------------------------------------------------------------------------
@@ -161,6 +222,8 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     assert (draft.status, draft.content, draft.winner) == ("selected", OPEN["b"], "b")
     assert (draft.reason, draft.parse_stage, draft.degraded) == (play.REASON, "strict", ())
     assert draft.lineup == tuple(play.order(first))
+    assert draft.agreement == pytest.approx(agreement(draft.answers))
+    assert 0 < (draft.agreement or 0) < 1
     assert len(draft.verdicts) == 2
     for verdict, call in zip(draft.verdicts, (first, second), strict=True):
         assert (verdict.call, verdict.winner, verdict.is_consistent) == (call.name, "b", True)
@@ -296,7 +359,20 @@ def test_where_a_judge_follows_the_place_each_is_put_first(begin: Begin) -> None
     assert {play.order(call)[0] for call in play.verdict_calls()} == set("abcd") - first_members
 
     other = next(iter(set("abcd") - first_members))
-    assert play.judge_says(other).ends().winner == other
+    draft = play.judge_says(other).ends()
+    assert (draft.winner, draft.parse_stage) == (other, "strict")
+    assert draft.lineup == tuple(play.order(play.rounds[0].calls[0]))
+
+
+def test_one_turn_alone_is_not_half_of_two_orders(begin: Begin) -> None:
+    play = begin().says(**OPEN)
+    play.asks()
+    play.judge_always_first()
+    assert list(play.asks()) == ["turn-1-1"]
+    play.judge_writes("prose")
+    assert list(play.asks()) == ["turn-1-1-again"]
+
+    assert play.judge_writes("prose").ends().degraded == ("verdict_void:not_json",)
 
 
 # -- a jury -------------------------------------------------------------------------------
@@ -322,6 +398,22 @@ def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
     assert (play.ends().winner, play.ends().status) == ("b", "selected")
     assert play.outcome(1).judge_model == "jury"
     assert play.outcome(1).swap_consistent is True
+
+
+def test_of_three_that_tie_the_two_that_the_rule_prefers_are_compared(
+    begin: Begin, juror: Juror
+) -> None:
+    members = [make_member("a", 2), make_member("b"), make_member("c", 3)]
+    play = begin_with_jury(begin, juror, members=members)
+    for judge, winner in zip(JURY, "abc", strict=True):
+        play.judge_says(winner, judge=judge)
+
+    play.asks()
+
+    assert {call.name.partition("-")[0] for call in play.verdict_calls()} == {"pair"}
+    for call in play.verdict_calls():
+        assert sorted(play.order(call)) == ["a", "c"]
+    assert play.judge_says("a").ends().winner == "a"
 
 
 def test_each_juror_is_shown_an_order_of_its_own(begin: Begin, juror: Juror) -> None:
@@ -399,6 +491,32 @@ def test_a_pool_of_the_judge_s_own_model_alone_is_judged(begin: Begin, juror: Ju
 
     assert sorted(play.order(play.verdict_calls()[0])) == ["a", "b", "c"]
     assert play.judge_says("c").ends().winner == "c"
+
+
+def test_a_juror_that_is_shown_fewer_answers_counts_for_those_alone(
+    begin: Begin, juror: Juror
+) -> None:
+    """`a` is named by one of two that could, `b` by three of four: shares, and no numbers."""
+    play = begin_with_jury(begin, juror, "m-a", "x", "y")
+    play.judge_says("b", judge="m-a").judge_says("a", judge="x").judge_says("b", judge="y")
+
+    draft = play.ends()
+
+    assert (draft.winner, draft.status) == ("b", "selected")
+
+
+def test_tallies_add_up_by_member() -> None:
+    first = Tally({"a": 2, "b": 1}, {"a": 3, "b": 2}, lineup=("a", "b"), parse_stage="repaired")
+    second = Tally({"b": 1, "c": 1}, {"b": 2, "c": 4}, lineup=("c", "b"), parse_stage="strict")
+
+    both = first.plus(second)
+
+    assert (both.wins, both.appearances) == (
+        {"a": 2, "b": 2, "c": 1},
+        {"a": 3, "b": 4, "c": 4},
+    )
+    assert (both.lineup, both.parse_stage) == (("a", "b"), "repaired")
+    assert second.plus(first).parse_stage == "repaired"
 
 
 # -- judges that cannot be read -----------------------------------------------------------
@@ -536,6 +654,9 @@ def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> No
         (),
     )
     assert draft.reason == "no judge, the answer most like the others"
+    assert (draft.content, [answer.member for answer in draft.answers]) == (texts["b"], [*"abc"])
+    assert draft.agreement == pytest.approx(agreement(draft.answers))
+    assert 0 < (draft.agreement or 0) < 1
 
 
 # -- controls -----------------------------------------------------------------------------
@@ -565,6 +686,7 @@ def test_if_all_pick_controls_a_rule_decides(begin: Begin) -> None:
 
     assert (draft.status, draft.degraded) == ("voted", ("judge_failed:picked_control",))
     assert draft.winner in OPEN
+    assert sorted(draft.lineup) == sorted(OPEN)
 
 
 def test_a_share_of_the_line_ups_holds_a_control(begin: Begin) -> None:

@@ -90,6 +90,7 @@ EARLY = [
     ("2-0 of three is certain", "abc", "44", 0.93, "certain"),
     ("2-0 of four, tau .93", "abcd", "44", 0.93, None),
     ("2-0 of four, tau .87", "abcd", "44", 0.87, "likely"),
+    ("2-0 of four, exactly tau", "abcd", "44", 0.875, "likely"),
     ("2-0 of four, tau .88", "abcd", "44", 0.88, None),
     ("3-0 of seven, tau .93", "abcdefg", "444", 0.93, "likely"),
     ("3-0 of seven, tau .94", "abcdefg", "444", 0.94, None),
@@ -129,6 +130,13 @@ def test_a_vote_stops_early(
     assert play.closed_by() == closes
     assert (play.ends().content, play.ends().degraded) == ("4", ())
     assert play.outcome().missing_weight == 0
+
+
+def test_a_vote_stops_early_by_what_the_prompt_s_schema_takes_for_the_same(begin: Begin) -> None:
+    sampling = Sampling(response_schema={"type": "object", "required": ["n"]})
+    play = begin(quorum=1.0, prompt={"sampling": sampling}).says(a='{"n": 4}', b='{ "n":4.0 }')
+
+    assert play.closed_by() == "certain"
 
 
 def test_certain_is_by_weight(begin: Begin) -> None:
@@ -358,6 +366,17 @@ def test_the_hosted_wave_is_collected_with_quorum(begin: Begin) -> None:
         ("e", "e=2", 0),
         ("x", "x", 1),
     ]
+
+
+def test_a_member_of_the_second_wave_has_one_call_and_is_over_when_that_failed(
+    begin: Begin,
+) -> None:
+    play = say_samples(begin_gated(begin, hosted_names="x"), "e", "4", "5", "5")
+    play.asks()
+    assert play.waits() == PANEL_S
+
+    assert play.say("x", "!server_error", round_=1).closed_by() == "complete"
+    assert play.ends().degraded == ("failed:x:server_error",)
 
 
 def test_after_the_panel_s_deadline_the_second_wave_is_not_asked(begin: Begin) -> None:

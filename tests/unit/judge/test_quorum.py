@@ -26,6 +26,7 @@ QUORUM = [
     ("two of three meet 0.67: the tolerance", 0.67, EVEN, {"a": 2, "b": 4}, 4),
     ("two of three meet 0.671", 0.671, EVEN, {"a": 1, "b": 1}, 1),
     ("two of three do not meet 0.7", 0.7, EVEN, {"a": 1, "b": 1}, None),
+    ("exactly the quorum less its tolerance", 0.505, {**EVEN, "d": 1.0}, {"a": 1, "b": 2}, 2),
     ("all of them are needed", 1.0, EVEN, {"a": 1, "b": 1}, None),
     ("all of them came", 1.0, EVEN, {"a": 1, "b": 3, "c": 2}, 3),
     ("one alone is never enough", 0.1, EVEN, {"a": 1}, None),

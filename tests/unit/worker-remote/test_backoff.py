@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_worker_remote.backoff import Backoff, retry_after_s
+from fusewire_worker_remote.backoff import MOST_WAIT_S, Backoff, retry_after_s
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 
@@ -22,6 +22,18 @@ NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-3"}, None),
         ({"retry-after": "inf"}, None),
+        # No provider means these. C's integers have not so many digits.
+        ({"retry-after": "Mon, 23 Nov 99999 12:00:30 GMT"}, None),
+        ({"retry-after": f"Mon, 23 Nov {10**22} 12:00:30 GMT"}, None),
+        ({"retry-after": f"Mon, 23 Nov 2026 12:00:30 +{10**29}"}, None),
+        ({"retry-after": f"Mon, 23 Nov {'9' * 5000} 12:00:30 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 -2359"}, MOST_WAIT_S),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 +2359"}, 0.0),
+        ({"retry-after": "1e308"}, MOST_WAIT_S),
+        ({"retry-after": str(MOST_WAIT_S - 1)}, MOST_WAIT_S - 1),
+        ({"retry-after-ms": "1e308"}, MOST_WAIT_S),
+        ({"x-ratelimit-reset": "1e300"}, MOST_WAIT_S),
+        ({"x-ratelimit-reset": "9" * 5000 + "h"}, MOST_WAIT_S),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"x-ratelimit-reset-requests": "1m30s"}, 90.0),
         ({"x-ratelimit-reset-tokens": "17ms"}, 0.017),
@@ -49,7 +61,19 @@ def test_reads_what_a_provider_asks_for(headers: dict[str, str], seconds: float 
 def test_no_header_value_makes_it_fail_or_give_a_negative_wait(value: str) -> None:
     for name in ("retry-after", "retry-after-ms", "x-ratelimit-reset", "x-ratelimit-remaining"):
         wait = retry_after_s({name: value}, NOW)
-        assert wait is None or wait >= 0
+        assert wait is None or 0 <= wait <= MOST_WAIT_S
+
+
+@given(
+    day=st.integers(0, 10**30),
+    year=st.integers(0, 10**30),
+    hour=st.integers(0, 10**30),
+    zone=st.sampled_from(["GMT", "-0000", "+2359", "-9999"])
+    | st.integers(0, 10**30).map("+{}".format),
+)
+def test_no_date_makes_it_fail(day: int, year: int, hour: int, zone: str) -> None:
+    wait = retry_after_s({"retry-after": f"Mon, {day} Nov {year} {hour}:00:00 {zone}"}, NOW)
+    assert wait is None or 0 <= wait <= MOST_WAIT_S
 
 
 @given(

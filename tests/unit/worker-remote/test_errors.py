@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusewire_worker_remote.backoff import MOST_WAIT_S
 from fusewire_worker_remote.errors import classify
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -244,6 +245,8 @@ def test_googles_wait_is_in_the_body() -> None:
     body = google(429, "RESOURCE_EXHAUSTED", "no", retry)
     assert classify(429, {}, body, NOW).retry_after_s == 34.5
     assert classify(429, {"retry-after": "3"}, body, NOW).retry_after_s == 3
+    absurd = google(429, "X", "no", {**retry, "retryDelay": "9" * 400 + "s"})
+    assert classify(429, {}, absurd, NOW).retry_after_s == MOST_WAIT_S
     assert classify(429, {}, b"[" + body + b"]", NOW).retry_after_s == 34.5
     assert (
         classify(
@@ -262,6 +265,7 @@ def test_googles_wait_is_in_the_body() -> None:
         ("Requests have exceeded the limit. Please retry after 46 seconds.", 46),
         ("Please try again in 250 milliseconds", 0.25),
         ("Please try again in 2 minutes", 120),
+        ("Please try again in 999999 minutes", MOST_WAIT_S),
         ("Please try again later, in version 2", None),
     ],
 )

@@ -108,6 +108,10 @@ async def test_what_had_ended_is_known_after_a_second_crash_too(desk: Desk) -> N
     async with desk.lease("w3") as lease:
         assert lease.has_ended("a")
         assert not lease.has_ended("b")
+        known = {call: lease.calls(call) for call in "ab"}
+    assert {call: entry and entry.unknown for call, entry in known.items()} == {"a": 0, "b": 2}, (
+        "the result of what has ended is known"
+    )
 
 
 async def test_after_a_lost_store_too_what_had_ended_is_known_to_the_next(desk: Desk) -> None:
@@ -117,6 +121,22 @@ async def test_after_a_lost_store_too_what_had_ended_is_known_to_the_next(desk: 
     async with desk.lease("w2", earlier=("a", "b")) as lease:
         assert lease.has_ended("a")
         assert lease.calls("b") is not None
+
+
+async def test_who_comes_first_after_a_lost_store_knows_what_had_ended_before(desk: Desk) -> None:
+    desk.ended.add("a")
+    async with desk.lease("w1", earlier=("a", "b")) as lease:
+        assert (lease.has_ended("a"), lease.has_ended("b")) == (True, False)
+        lost = lease.calls("b")
+        assert (lost and lost.unknown, lost and lost.is_sent) == (1, False)
+
+
+async def test_a_first_delivery_knows_of_no_call(desk: Desk) -> None:
+    async with desk.lease("w1", is_first=True) as lease:
+        assert not lease.has_ended("a")
+        assert lease.calls("a") is None
+        # Of a task that was refused before any call.
+        assert await lease.end(candidate(None)) == candidate(None)
 
 
 async def test_where_all_has_ended_nothing_is_written(desk: Desk) -> None:
@@ -217,6 +237,22 @@ async def test_a_release_that_fails_hides_no_exception(desk: Desk) -> None:
         await desk.stop("w1", is_down=True)
 
 
+async def test_a_release_of_what_another_has_taken_hides_no_exception(desk: Desk) -> None:
+    async def stop_too_late() -> None:
+        async with desk.lease("w1") as lease:
+            await lease.begin("a", 9)
+            desk.now += LEASE
+            await desk.lease("w2").__aenter__()
+            raise Transient("it stops")
+
+    with pytest.raises(Transient, match="it stops"):
+        await stop_too_late()
+    assert desk.ledger.entries[-1].owner == "w1", "it tried"
+    stored, _ = await desk.ledger.get("f1-0")
+    assert stored is not None
+    assert stored.owner == "w2"
+
+
 async def test_no_call_is_begun_once_its_attempts_are_used_up(desk: Desk) -> None:
     async with desk.lease("w1") as lease:
         begun = await lease.begin("a", 2)
@@ -250,6 +286,14 @@ async def test_who_stood_still_looks_before_it_ends(desk: Desk) -> None:
         with pytest.raises(EntryBusy) as busy:
             await stalled.end(candidate(None))
         assert busy.value.retry_after_s == LEASE.total_seconds()
+
+
+async def test_the_moment_that_its_lease_ends_it_looks(desk: Desk) -> None:
+    async with desk.lease("w1") as lease:
+        await lease.begin("a", 9)
+        desk.now += LEASE
+        async with desk.lease("w2"):
+            assert (await lease.end(candidate())).maybe_paid_twice
 
 
 async def test_within_its_lease_it_ends_without_a_look(desk: Desk) -> None:
@@ -290,6 +334,7 @@ async def test_a_renewal_keeps_the_lease_and_ends_with_it(desk: Desk) -> None:
     async with lease:
         await lease.begin("a", 9)
         assert await lease.during(call()) == "Paris"
+    assert {entry.until for entry in desk.ledger.entries} == {NOW + terms.duration}
     written = len(desk.ledger.entries)
     await asyncio.sleep(0.02)
     assert len(desk.ledger.entries) == written

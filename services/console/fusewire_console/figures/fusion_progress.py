@@ -1,6 +1,6 @@
 """How far a fusion is: the events of the API, put together to what the page Ask shows. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -160,17 +160,7 @@ class FusionProgress:
         self.has_plan = True
         judges = plan["jury"] or ([plan["judge"]] if plan["judge"] else [])
         self.judges = tuple(judge["model"] for judge in judges)
-        cards = [
-            Card(
-                member["name"],
-                member["model"],
-                member["tier"],
-                state="unasked" if member["wave"] else "waiting",
-                note="is asked if the edge members disagree" if member["wave"] else None,
-                samples=member["samples"],
-            )
-            for member in plan["members"]
-        ]
+        cards = _member_cards(plan["members"])
         for out in plan["excluded"]:
             if out["name"] == "judge" or out["name"].startswith("juror-"):
                 self.without_judge = out["reason"]
@@ -245,3 +235,21 @@ def _finish(card: Card, answer: Fields) -> None:
     card.tools = tuple(call["name"] for call in answer["tool_calls"])
     card.tier = answer["tier"]
     card.latency_ms, card.cost_usd = answer["latency_ms"], answer["cost_usd"]
+
+
+def _member_cards(members: Sequence[Fields]) -> list[Card]:
+    """A card for each member that a plan names; those of the second wave are not asked yet."""
+    note = "is asked if the edge members disagree"
+    if all(member["wave"] for member in members):
+        note = "is asked if the route chooses it"
+    return [
+        Card(
+            member["name"],
+            member["model"],
+            member["tier"],
+            state="unasked" if member["wave"] else "waiting",
+            note=note if member["wave"] else None,
+            samples=member["samples"],
+        )
+        for member in members
+    ]

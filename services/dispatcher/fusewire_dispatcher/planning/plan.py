@@ -18,6 +18,7 @@ from fusewire.contracts import (
 )
 from fusewire.tokens import estimate
 from fusewire_dispatcher.planning.catalogue import Catalogue, MemberSpec, ModelSpec, PoolSpec
+from fusewire_dispatcher.planning.route import is_routed
 from fusewire_dispatcher.planning.tasks import answer_task, with_system
 from fusewire_dispatcher.residency import permits
 
@@ -100,7 +101,7 @@ def _policy(prompt: Prompt, pool: PoolSpec | None) -> Policy:
     if prompt.criteria:
         overrides["criteria"] = prompt.criteria
     if prompt.is_complete:
-        overrides |= {"early_stop": 1.0, "gate": "none", "hedge": 0.0}
+        overrides |= {"early_stop": 1.0, "gate": "none", "hedge": 0.0, "route": "all"}
     return policy.model_copy(update=overrides)
 
 
@@ -113,6 +114,8 @@ def _panel(
     if prompt.recorded:
         return tuple(_recorded_member(r, prompt, catalogue) for r in prompt.recorded), []
     specs, excluded = _select_members(prompt, pool, policy, catalogue)
+    if is_routed(prompt, policy, specs):
+        return _routed_members(specs, catalogue), excluded
     return _planned_members(specs, policy, catalogue), excluded
 
 
@@ -157,17 +160,34 @@ def _planned_members(
     is_gated = policy.gate == "edge-first" and len(set(tiers)) > 1
     samples = math.ceil(GATE_SAMPLES / tiers.count("edge")) if is_gated else 1
     return tuple(
-        PlannedMember(
-            name=spec.name,
-            model=spec.model,
-            tier=tier,
-            family=catalogue.models[spec.model].family,
-            weight=spec.weight,
-            is_required=spec.is_required,
+        _planned_member(
+            spec,
+            catalogue,
             wave=1 if is_gated and tier == "remote" else 0,
             samples=samples if tier == "edge" else 1,
         )
         for spec, tier in zip(specs, tiers, strict=True)
+    )
+
+
+def _routed_members(specs: Iterable[MemberSpec], catalogue: Catalogue) -> tuple[PlannedMember, ...]:
+    """Plan members of which the judge chooses: none is called yet."""
+    return tuple(_planned_member(spec, catalogue, wave=1, samples=1) for spec in specs)
+
+
+def _planned_member(
+    spec: MemberSpec, catalogue: Catalogue, *, wave: int, samples: int
+) -> PlannedMember:
+    model = catalogue.models[spec.model]
+    return PlannedMember(
+        name=spec.name,
+        model=spec.model,
+        tier=model.tier,
+        family=model.family,
+        weight=spec.weight,
+        is_required=spec.is_required,
+        wave=wave,
+        samples=samples,
     )
 
 

@@ -91,7 +91,7 @@ def _improve(
     right = {m: float(labels[m].yes) if m in labels else 0.0 for m in log_odds}
     total = {m: float(labels[m].total) if m in labels else 0.0 for m in log_odds}
     for preference, count in preferences.items():
-        for member, chance in _chances_given(preference, log_odds).items():
+        for member, chance in chances_given(preference, log_odds).items():
             right[member] += count * chance
             total[member] += count
     return {m: _step(old, right[m], total[m]) for m, old in log_odds.items()}
@@ -104,7 +104,7 @@ def _step(log_odds: float, right: float, total: float) -> float:
     return log_odds + gradient / (total * chance * (1 - chance) + 1)
 
 
-def _chances_given(preference: Preference, log_odds: Mapping[str, float]) -> dict[str, float]:
+def chances_given(preference: Preference, log_odds: Mapping[str, float]) -> dict[str, float]:
     """By member that was shown: the probability that it was right, given what was named."""
     members = preference.shown
     place = members.index(preference.winner)

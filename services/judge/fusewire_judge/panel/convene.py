@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from fusewire.contracts import AnswerKind, Call, ClosedBy, PlannedMember
-from fusewire.contracts.call_names import hedge_name
+from fusewire import ids
+from fusewire.contracts import AnswerKind, Call, ClosedBy, PlannedMember, Route
+from fusewire.contracts.call_names import hedge_name, is_hedge
 from fusewire_judge.model import Ask, Case, Flaw, MemberAnswer, Panel, Wait
 from fusewire_judge.panel.gate import check_gate
 from fusewire_judge.panel.progress import (
@@ -28,7 +29,9 @@ def convene(case: Case, now: datetime) -> Panel | Wait | Ask:
     arrivals = arrivals_by_member(case)
     called_members, second_wave = split_members(case)
     if second_wave:
-        return _pass_gate(case, called_members, second_wave, arrivals, now)
+        decision = _pass_second_wave(case, called_members, second_wave, arrivals, now)
+        if decision is not None:
+            return decision
     closing = _closing(case, called_members, arrivals, now)
     if not isinstance(closing, datetime):
         return _close(case, called_members, arrivals, closing)
@@ -46,6 +49,65 @@ def panel_so_far(case: Case) -> Panel:
     """The panel of a fusion that is cancelled: what has come by then."""
     called_members, _ = split_members(case)
     return _close(case, called_members, arrivals_by_member(case), None)
+
+
+# -- the route --------------------------------------------------------------------------------
+
+
+def _pass_second_wave(
+    case: Case,
+    called_members: Sequence[PlannedMember],
+    second_wave: Sequence[PlannedMember],
+    arrivals: ArrivalsByMember,
+    now: datetime,
+) -> Panel | Wait | Ask | None:
+    """Pass the gate or follow the route; None where those that were called are the panel."""
+    route = case.plan.route
+    if route is None:
+        return _pass_gate(case, called_members, second_wave, arrivals, now)
+    if not called_members:
+        return _call_chosen(case, route, arrivals, now)
+    if _needs_others(case, called_members, arrivals, now):
+        calls = tuple(_first_call(case, member, is_streamed=False) for member in second_wave)
+        return Ask(calls, len(case.rounds) + 1, case.plan.panel_deadline_at)
+    return None
+
+
+def _call_chosen(
+    case: Case, route: Route, arrivals: ArrivalsByMember, now: datetime
+) -> Panel | Ask:
+    """Call the members that the route has chosen, in a round of their own."""
+    all_members = case.plan.members
+    if is_frozen(case) or now >= case.plan.panel_deadline_at:
+        return _close(case, all_members, arrivals, "deadline")
+    # `fusewire ablate` follows a fusion without the member that was chosen.
+    members = [m for m in all_members if m.name in route.members] or all_members
+    # A single member's text is the outcome, so it can be shown (docs/decisions/0017).
+    is_streamed = case.prompt.is_streamed and len(members) == 1
+    calls = tuple(_first_call(case, member, is_streamed=is_streamed) for member in members)
+    return Ask(calls, len(case.rounds) + 1, case.plan.panel_deadline_at)
+
+
+def _needs_others(
+    case: Case, called_members: Sequence[PlannedMember], arrivals: ArrivalsByMember, now: datetime
+) -> bool:
+    """Whether none of those that the route has chosen has given an answer, or will."""
+    if is_frozen(case) or now >= case.plan.panel_deadline_at:
+        return False
+    if _pending_members(case, called_members, arrivals):
+        return False
+    answers, flaws, _ = usable_answers(case, called_members, arrivals)
+    return all(answer.member in flaws for answer in answers)
+
+
+def _first_call(case: Case, member: PlannedMember, *, is_streamed: bool) -> Call:
+    """Call a member as the dispatcher would have, with a seed of its own if the client gave one."""
+    call = _answer_call(case, member, member.name)
+    seed = None
+    if case.prompt.sampling.seed is not None:
+        seed = ids.seed(str(case.prompt.seed), member.name)
+    sampling = call.sampling.model_copy(update={"seed": seed})
+    return call.model_copy(update={"sampling": sampling, "is_streamed": is_streamed})
 
 
 # -- the second wave --------------------------------------------------------------------------
@@ -93,7 +155,11 @@ def _hedges(
     case: Case, called_members: Sequence[PlannedMember], arrivals: ArrivalsByMember
 ) -> list[tuple[datetime, PlannedMember]]:
     """Stragglers that may be called a second time, and when. A second wave is not hedged."""
-    recalled_names = {call.member for call in case.panel_calls}
+    is_routed = case.plan.route is not None
+    # The first call of a member that a route has chosen is one of a round too.
+    recalled_names = {
+        call.member for call in case.panel_calls if is_hedge(call.name) or not is_routed
+    }
     hedges = []
     for member in called_members:
         is_recalled = member.name in recalled_names

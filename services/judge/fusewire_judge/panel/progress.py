@@ -39,7 +39,7 @@ def is_frozen(case: Case) -> bool:
 
 
 def split_members(case: Case) -> tuple[list[PlannedMember], list[PlannedMember]]:
-    """Split the members into those that were called, and a second wave that was not yet."""
+    """Split the members into those that were called, and a second wave that was not, or not yet."""
     called_names = {call.name for call in case.panel_calls}
     called_members, second_wave = [], []
     for member in case.plan.members:

@@ -112,7 +112,8 @@ def sqlite_value(value: object) -> Any:
         return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
     if isinstance(value, str) and _TIME.match(value):
         # Times are compared as texts there, so this has to be one as they are stored.
-        with contextlib.suppress(ValueError):
+        # OverflowError: in UTC it is before the year 1, or after 9999.
+        with contextlib.suppress(ValueError, OverflowError):
             return sqlite_value(dt.datetime.fromisoformat(value))
     return value.isoformat() if isinstance(value, dt.date) else value
 

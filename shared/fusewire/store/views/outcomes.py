@@ -2,6 +2,7 @@
 
 from fusewire.store.views.view import View, boolean, day, integer, real, text, timestamp
 
+_FUSION = "FROM fusions f WHERE f.fusion_id = o.fusion_id"
 _LATE = "FROM candidates c WHERE c.fusion_id = o.fusion_id AND c.is_late"
 
 V_OUTCOME = View(
@@ -101,6 +102,21 @@ V_OUTCOME = View(
             f"(SELECT SUM(json_extract(c.body, '$.cost_usd')) {_LATE})",
             f"(SELECT SUM(CAST(c.body::json ->> 'cost_usd' AS double precision)) {_LATE})",
         ),
+        text(
+            "route",
+            "predicted (fewer than all members were asked), explored, unlearned or too_risky; NULL"
+            " without a learned route",
+            f"(SELECT json_extract(f.plan, '$.route.reason') {_FUSION})",
+            f"(SELECT f.plan::json -> 'route' ->> 'reason' {_FUSION})",
+        ),
+        real(
+            "route_loss_points",
+            "how much more often asking all members would have been right, as predicted; NULL where"
+            " all were asked",
+            f"(SELECT json_extract(f.plan, '$.route.loss_points') {_FUSION})",
+            f"(SELECT CAST(f.plan::json -> 'route' ->> 'loss_points' AS double precision)"
+            f" {_FUSION})",
+        ),
     ),
     "outcomes o",
 )
@@ -124,7 +140,7 @@ V_ANSWER = View(
         text("provider", "who ran it", "a.provider"),
         text("tier", "edge or hosted", "CASE a.tier WHEN 'remote' THEN 'hosted' ELSE a.tier END"),
         integer("shown_position", "where the judge saw it, from 1", "a.shown_position"),
-        text("status", "ok, error or missing", "a.status"),
+        text("status", "ok, error, missing, or unasked by a gate or a route", "a.status"),
         text("error_code", "why it failed", "a.error_code"),
         integer("error_status", "the HTTP status that its provider gave", "a.error_status"),
         text("provider_code", "its provider's own word for why", "a.provider_code"),
