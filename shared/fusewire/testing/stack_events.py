@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import aiohttp
+from nats.js.api import ConsumerInfo
 from sqlalchemy import text
 
 from fusewire.bus import Bus
@@ -164,16 +165,24 @@ async def queue_details(nats: Nats) -> list[str]:
     try:
         for stream in CARRIERS:
             info = await bus.js.stream_info(stream, subjects_filter=">")
-            lines += [f"{stream}: {subject}" for subject in info.state.subjects or {}]
-            if info.state.messages:
+            state = info.state
+            lines += [f"{stream}: {subject}" for subject in state.subjects or {}]
+            if state.messages:
+                lines.append(f"{stream}: sequences {state.first_seq} to {state.last_seq}")
                 consumers = await bus.js.consumers_info(stream)
-                lines += [
-                    f"{stream}: {c.name} pending {c.num_pending}, open {c.num_ack_pending}"
-                    for c in consumers
-                ]
+                lines += [f"{stream}: {_progress(consumer)}" for consumer in consumers]
     finally:
         await bus.stop()
     return lines
+
+
+def _progress(consumer: ConsumerInfo) -> str:
+    delivered = consumer.delivered.stream_seq if consumer.delivered else None
+    floor = consumer.ack_floor.stream_seq if consumer.ack_floor else None
+    return (
+        f"{consumer.name} pending {consumer.num_pending}, open {consumer.num_ack_pending}, "
+        f"delivered to {delivered}, acknowledged to {floor}"
+    )
 
 
 def occurrences(canary: str, places: Mapping[str, bytes]) -> dict[str, int]:
