@@ -161,6 +161,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
             sees_own=True,
             pass_edge=0.7,
             fail_edge=-1.1,
+            verdict_edge=0.9,
         ),
         jury=(
             PlannedJudge(
@@ -171,6 +172,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 sees_own=True,
                 pass_edge=0.7,
                 fail_edge=-1.1,
+                verdict_edge=0.9,
             ),
             PlannedJudge(model="edge-mid", tier="edge", family="phi"),
         ),

@@ -80,6 +80,9 @@ class PlannedJudge(Part):
     ordinary judge. Set by the judge from stored outcomes, as `learned` of a member is."""
     fail_edge: float | None = Field(default=None, le=0)
     """Those that it gains by failing."""
+    verdict_edge: float | None = Field(default=None, gt=0)
+    """The log odds by which its verdict speaks for the answer that it names; None: those of an
+    ordinary judge."""
 
 
 Gate = Literal["none", "edge-first"]

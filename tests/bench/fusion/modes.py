@@ -77,7 +77,9 @@ def learned_odds(world: World) -> Mapping[str, float]:
     for number in range(EARLIER, EARLIER + HISTORY):
         draft = play(world.question(number), pool, cast).draft
         verdicts += [
-            StoredVerdict("", str(number), "open", verdict.shown, verdict.winner)
+            StoredVerdict(
+                "", str(number), "open", verdict.judge_model, verdict.shown, verdict.winner
+            )
             for verdict in draft.verdicts
             if verdict.winner and not verdict.void and CONTROL not in verdict.shown
         ]

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusewire.contracts import Verdict
+from fusewire.contracts import PlannedJudge, Verdict
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire.testing.factories import make_member
+from fusewire.testing.factories import make_member, make_plan
 from fusewire_judge.judging.tally import Tally
 from fusewire_judge.learning.judged_model import (
     EDGE,
+    LEAST_EDGE,
     MAX_ODDS,
     MIN_ODDS,
+    MOST_EDGE,
+    LabelledVerdict,
     Preference,
     fit_log_odds,
+    learn_verdict_edge,
     odds_weights,
 )
 from fusewire_judge.learning.statistics import (
+    Statistics,
     StoredAnswer,
     StoredHistory,
     StoredVerdict,
@@ -94,10 +99,12 @@ def test_below_twenty_opinions_a_weight_is_one(count: int) -> None:
     assert count == 2 * MIN_OBSERVATIONS or set(weights.values()) == {1.0}
 
 
-def verdicts(winner: str, fusions: range, kind: str = "open") -> list[StoredVerdict]:
+def verdicts(
+    winner: str, fusions: range, kind: str = "open", judge: str = "j"
+) -> list[StoredVerdict]:
     """Of two orders each."""
     return [
-        StoredVerdict("p", f"f{number}", kind, shown, winner)
+        StoredVerdict("p", f"f{number}", kind, judge, shown, winner)
         for number in fusions
         for shown in (("a", "b"), ("b", "a"))
     ]
@@ -136,6 +143,91 @@ def test_verdicts_on_closed_answers_teach_nothing() -> None:
     assert learn_statistics(data).weights == {}
 
 
+# -- how much a judge's verdicts say ---------------------------------------------------------------
+
+
+def of_pairs(right: float, wrong: float) -> dict[LabelledVerdict, float]:
+    """On pairs of a right and a wrong answer."""
+    return {LabelledVerdict(1, 1, True): right, LabelledVerdict(1, 1, False): wrong}
+
+
+EDGES = [
+    # what, verdicts, edge
+    ("nothing known", {}, EDGE),
+    ("an ordinary judge", of_pairs(800, 200), EDGE),
+    ("20 verdicts count as much as the ordinary judge", of_pairs(10, 10), math.log(26 / 14)),
+    ("a better one", of_pairs(920, 80), math.log(936 / 84)),
+    ("one that is never wrong", of_pairs(10_000, 0), MOST_EDGE),
+    ("one that guesses", of_pairs(5_000, 5_000), LEAST_EDGE),
+    ("one that is mostly wrong", of_pairs(10, 990), LEAST_EDGE),
+    ("all right", {LabelledVerdict(2, 0, True): 9}, EDGE),
+    ("all wrong", {LabelledVerdict(0, 2, False): 9}, EDGE),
+    (
+        "one right of three, which guessing finds in a third of cases",
+        {LabelledVerdict(1, 2, True): 60_000, LabelledVerdict(1, 2, False): 40_000},
+        math.log(3),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen", "edge"), [r[1:] for r in EDGES], ids=[r[0] for r in EDGES])
+def test_labels_show_how_much_a_verdict_says(
+    seen: dict[LabelledVerdict, float], edge: float
+) -> None:
+    assert learn_verdict_edge(seen) == pytest.approx(edge, abs=1e-3)
+
+
+def test_each_judge_has_an_edge_of_its_own() -> None:
+    fusions = range(50)
+    good, bad = verdicts("a", fusions, judge="good"), verdicts("b", fusions, judge="bad")
+
+    edges = learn_statistics(StoredHistory(labels("a", fusions), [*good, *bad])).verdict_edges
+
+    # Of two orders each, which are one opinion.
+    assert edges["p", "good"] == learn_verdict_edge(of_pairs(50, 0))
+    assert edges["p", "bad"] == learn_verdict_edge(of_pairs(0, 50))
+
+
+def test_verdicts_teach_no_edge_where_an_answer_has_no_label() -> None:
+    known_answers = [label for label in labels("a", range(50)) if label.member == "a"]
+
+    data = StoredHistory(known_answers, verdicts("a", range(50)))
+
+    assert learn_statistics(data).verdict_edges == {}
+
+
+def test_a_good_judge_says_more_about_members() -> None:
+    fusions = range(100, 160)
+    distances = []
+    for winner in "ab":
+        labelled = verdicts(winner, range(100))
+        data = StoredHistory(labels("a", range(100)), [*labelled, *verdicts("a", fusions)])
+        alone = StoredHistory(labels("a", range(100)))
+        with_verdicts, without = (
+            learn_statistics(history).weights["p", "open"] for history in (data, alone)
+        )
+        distances.append(with_verdicts["a"] / without["a"])
+
+    assert distances[0] > distances[1]
+
+
+def judge_of(model: str) -> PlannedJudge:
+    return PlannedJudge(model=model, tier="remote", family=model)
+
+
+def test_a_plan_is_given_what_the_verdicts_of_its_judges_say() -> None:
+    statistics = Statistics(verdict_edges={("default", "x"): 2.0, ("other", "y"): 0.5})
+    plan = make_plan(judge=judge_of("x"), jury=(judge_of("x"), judge_of("y")))
+
+    after = statistics.snapshot_onto(plan, may_hedge=False)
+    replay = statistics.snapshot_onto(plan, may_hedge=False, is_replay=True)
+
+    assert after.judge
+    assert after.judge.verdict_edge == 2.0
+    assert [juror.verdict_edge for juror in after.jury] == [2.0, None]
+    assert replay.judge == plan.judge
+
+
 # -- the ballot ----------------------------------------------------------------------------------
 
 
@@ -144,11 +236,14 @@ def verdict(winner: str, judge: str = "j", **fields: object) -> Verdict:
     return Verdict.model_validate({**values, "winner": winner, **fields})
 
 
-def tally(*winners: tuple[str, str]) -> Tally:
+def tally(*winners: tuple[str, str], edges: dict[str, float] | None = None) -> Tally:
     """Of verdicts: the winner, and the judge that named it."""
-    wins = {m: sum(winner == m for winner, _ in winners) for m in "abc"}
+    edge_of = dict.fromkeys("jk", EDGE) | (edges or {})
+    wins = {m: sum(edge_of[judge] for winner, judge in winners if winner == m) for m in "abc"}
+    weight = sum(edge_of[judge] for _, judge in winners)
     named = tuple(verdict(winner, judge) for winner, judge in winners)
-    return Tally(wins, dict.fromkeys("abc", len(winners)), named)
+    judges = {judge: edge_of[judge] for _, judge in winners}
+    return Tally(wins, dict.fromkeys("abc", weight), judges, named)
 
 
 BOTH = math.exp(EDGE)
@@ -174,10 +269,21 @@ def test_a_verdict_is_evidence(
     assert tally(*winners).leaders(dict(zip("abc", odds, strict=True))) == leaders
 
 
+def test_the_better_of_two_judges_that_disagree_is_followed() -> None:
+    assert tally(("a", "j"), ("b", "k"), edges={"k": EDGE * 1.1}).leaders() == ["b"]
+
+
+def test_a_judge_that_says_little_gives_way_to_the_odds() -> None:
+    odds = {"a": 1.0, "b": 1.2, "c": 1.0}
+
+    assert tally(("a", "j")).leaders(odds) == ["a"]
+    assert tally(("a", "j"), edges={"j": LEAST_EDGE}).leaders(odds) == ["b"]
+
+
 def test_a_judge_by_margin_has_weighed_the_odds_already() -> None:
     by_margin = verdict("a", logprobs=(-1.0, -2.0, -3.0))
 
-    found = Tally({"a": 1, "b": 0, "c": 0}, dict.fromkeys("abc", 1), (by_margin,))
+    found = Tally({"a": 1, "b": 0, "c": 0}, dict.fromkeys("abc", 1), {"j": 1.0}, (by_margin,))
 
     assert found.leaders({"a": 0.25, "b": 0.25, "c": 4.0}) == ["a"]
 
@@ -200,6 +306,19 @@ def test_a_member_that_is_right_far_more_often_is_chosen_against_the_verdict(beg
 
     assert (close.winner, far.winner, far.status) == ("b", "a", "selected")
     assert far.reason == "right so often that no verdict outweighs it"
+
+
+def test_what_a_judge_s_verdicts_have_shown_to_say_is_weighed_against_the_odds(
+    begin: Begin,
+) -> None:
+    members = [make_member("a", learned={"open": 2.0}), make_member("b"), make_member("c")]
+    ordinary = begin(members=members)
+    weak = begin(members=members)
+    weak.plan = weak.plan.model_copy(
+        update={"judge": weak.plan.judge.model_copy(update={"verdict_edge": 0.5})}
+    )
+
+    assert [judged(play, "b").winner for play in (ordinary, weak)] == ["b", "a"]
 
 
 def test_configured_weights_are_no_odds(begin: Begin) -> None:

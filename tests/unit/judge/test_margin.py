@@ -11,7 +11,7 @@ from fusewire.testing.factories import make_candidate, make_member, make_prompt
 from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.prompts import PLAIN
 from fusewire_judge.judging.tally import Tally
-from fusewire_judge.model import MemberAnswer
+from fusewire_judge.model import Case, MemberAnswer
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -161,10 +161,10 @@ def test_what_cannot_be_read_is_told_and_not_asked_again(
     assert draft.parse_stage == "fallback"
 
 
-def test_a_guard_compares_without_weights(begin: Begin) -> None:
-    case = begin(judge=EDGE).says(**OPEN).case
+def guard_tally(case: Case, juror: PlannedJudge) -> Tally:
+    """Of a guard that likes the answer of `b` a little better than the merge."""
     answers = (MemberAnswer(MERGED, 1.0, "Both.", 0), MemberAnswer("b", 0.25, OPEN["b"], 0))
-    steps = poll(case, answers, "guard", "guard", [EDGE])
+    steps = poll(case, answers, "guard", "guard", [juror])
     (call,) = next(steps)()
     liking = {"Both.": -20.0, OPEN["b"]: -19.9}
     reply = make_candidate(
@@ -174,7 +174,23 @@ def test_a_guard_compares_without_weights(begin: Begin) -> None:
     with pytest.raises(StopIteration) as stop:
         steps.send({call.name: reply})
 
-    assert stop.value.value.leaders() == ["b"]
+    tally: Tally = stop.value.value
+    return tally
+
+
+def test_a_guard_compares_without_weights(begin: Begin) -> None:
+    case = begin(judge=EDGE).says(**OPEN).case
+
+    assert guard_tally(case, EDGE).leaders() == ["b"]
+
+
+def test_what_written_verdicts_have_shown_to_say_holds_for_no_judge_by_margin(
+    begin: Begin,
+) -> None:
+    case = begin(judge=EDGE).says(**OPEN).case
+    juror = EDGE.model_copy(update={"verdict_edge": 0.2})
+
+    assert guard_tally(case, juror) == guard_tally(case, EDGE)
 
 
 def test_what_saw_no_order_says_nothing_of_places() -> None:
@@ -184,5 +200,5 @@ def test_what_saw_no_order_says_nothing_of_places() -> None:
         call="2", kind="listwise", judge_model="e", shown=members, winner="b", logprobs=(-2.0, -1.0)
     )
 
-    assert Tally({}, {}, (by_place, by_margin), {}, (), None, ()).follows_place
-    assert not Tally({}, {}, (by_margin,), {}, (), None, ()).follows_place
+    assert Tally(verdicts=(by_place, by_margin)).follows_place
+    assert not Tally(verdicts=(by_margin,)).follows_place

@@ -51,10 +51,12 @@ class Choice:
 class Tally:
     """The verdicts of all judges together."""
 
-    wins: Mapping[str, int] = field(default_factory=dict)
-    """By member that was judged: how many verdicts named it."""
-    appearances: Mapping[str, int] = field(default_factory=dict)
-    """By member that was judged: how many verdicts could have. Empty if no verdict counts."""
+    wins: Mapping[str, float] = field(default_factory=dict)
+    """By member that was judged: the verdicts that named it, each weighed by its judge's edge."""
+    appearances: Mapping[str, float] = field(default_factory=dict)
+    """By member that was judged: those that could have. Empty if no verdict counts."""
+    edges: Mapping[str, float] = field(default_factory=dict)
+    """By judge whose verdicts count: the log odds by which these speak for what they name."""
     verdicts: tuple[Verdict, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     """By member: the first judge's reason for it."""
@@ -68,8 +70,8 @@ class Tally:
     def leaders(self, odds: Mapping[str, float] | None = None) -> list[str]:
         """The members that are most probably right, given the verdicts; several on a tie.
 
-        By Bayes: to the logarithm of a member's odds comes, of each judge, `EDGE` times the share
-        of its verdicts that named the member.
+        By Bayes: to the logarithm of a member's odds come the judges' edges together, times the
+        share of the verdicts, weighed by their judges' edges, that named the member.
 
         Args:
             odds: by member, of being right whatever the judges say; missing ones are 1. Without
@@ -78,13 +80,13 @@ class Tally:
         Returns:
             Empty if no verdict counts.
         """
-        shares = {member: self.wins[member] / count for member, count in self.appearances.items()}
-        if max(shares.values(), default=0.0) <= 0:
+        if not self.appearances:
             return []
         log_odds = self._log_odds(odds or {})
+        edge = sum(self.edges.values())
         scores = {}
-        for member, share in shares.items():
-            scores[member] = EDGE * self._judge_count * share + log_odds[member]
+        for member, weight in self.appearances.items():
+            scores[member] = edge * self.wins[member] / weight + log_odds[member]
         best = max(scores.values())
         # Equal scores may differ in their last digit.
         return [member for member, score in scores.items() if score > best - 1e-9]
@@ -94,11 +96,6 @@ class Tally:
         if any(verdict.logprobs for verdict in self._valid_verdicts):
             odds = {}
         return {member: math.log(odds.get(member, 1.0)) for member in self.appearances}
-
-    @property
-    def _judge_count(self) -> int:
-        """How many judges have a verdict that counts."""
-        return len({verdict.judge_model for verdict in self._valid_verdicts}) or 1
 
     @property
     def _valid_verdicts(self) -> list[Verdict]:
@@ -121,6 +118,7 @@ class Tally:
             appearances={
                 m: self.appearances.get(m, 0) + other.appearances.get(m, 0) for m in members
             },
+            edges={**self.edges, **other.edges},
             verdicts=(*self.verdicts, *other.verdicts),
             reasons={**other.reasons, **self.reasons},
             lineup=self.lineup,
@@ -156,10 +154,12 @@ def _tally_judge(
         return Tally(verdicts=_void(verdicts), lineup=lineup, faults=("picked_control",))
     is_consistent = _is_consistent(calls, winners)
     verdicts = [v.model_copy(update={"is_consistent": is_consistent}) for v in verdicts]
-    wins, appearances = _count_wins(calls, choices)
+    edge = _edge_of(calls[0].juror)
+    wins, appearances = _weigh_wins(calls, choices, edge)
     return Tally(
         wins=wins,
         appearances=appearances,
+        edges={calls[0].juror.model: edge} if winners else {},
         verdicts=tuple(verdicts),
         reasons=_first_reasons(calls, choices),
         lineup=lineup,
@@ -168,24 +168,31 @@ def _tally_judge(
     )
 
 
+def _edge_of(juror: PlannedJudge) -> float:
+    """What a verdict says; what is learned of written ones holds for no judge by margin."""
+    if juror.verdict_edge is None or juror.by_margin:
+        return EDGE
+    return juror.verdict_edge
+
+
 def _void(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     return tuple(v.model_copy(update={"void": v.void or "picked_control"}) for v in verdicts)
 
 
-def _count_wins(
-    calls: Sequence[JudgeCall], choices: Mapping[str, Choice | UnreadableVerdict]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """By member: how many choices named it, and how many could have."""
-    wins: dict[str, int] = {}
-    appearances: dict[str, int] = {}
+def _weigh_wins(
+    calls: Sequence[JudgeCall], choices: Mapping[str, Choice | UnreadableVerdict], edge: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """By member: the choices that named it, and those that could have, times the edge."""
+    wins: dict[str, float] = {}
+    appearances: dict[str, float] = {}
     for call in calls:
         choice = choices[call.name]
         if isinstance(choice, UnreadableVerdict):
             continue
         members = [member for member in call.lineup.members if member != CONTROL]
         for member in members:
-            appearances[member] = appearances.get(member, 0) + 1
-            wins[member] = wins.get(member, 0) + (member == choice.winner)
+            appearances[member] = appearances.get(member, 0.0) + edge
+            wins[member] = wins.get(member, 0.0) + edge * (member == choice.winner)
     return wins, appearances
 
 

@@ -6,11 +6,15 @@ each other. How often each is, is fitted to verdicts and labels by expectation m
 
 Only the members' order and distances are learned from verdicts: that all were right more often
 would change no verdict, so their level is the prior's.
+
+How much a judge's verdicts say, its edge, is learned from labels alone. That it names the same
+answer in both orders does not show that it names the right one; where the orders disagree, they
+cancel out. Nor do votes show it: on closed answers a judge is asked where the vote is tied.
 """
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +26,10 @@ PRIOR_LOG_ODDS = 0.6
 EDGE = math.log(0.8 / 0.2)
 """The log odds by which a verdict speaks for the answer that it names: of a right and a wrong
 answer, an ordinary judge names the right one four times in five."""
+PRIOR_VERDICTS = 20.0
+"""How many verdicts on a right and a wrong answer the ordinary judge counts for."""
+LEAST_EDGE, MOST_EDGE = 0.1, 3.0
+"""A judge is not believed in reverse, and even a useless one breaks a tie."""
 STEPS = 40
 TOLERANCE = 1e-3
 MIN_ODDS, MAX_ODDS = 0.25, 4.0
@@ -34,10 +42,60 @@ class Preference:
     Attributes:
         shown: the members, sorted.
         winner: one of them.
+        edge: of the judge.
     """
 
     shown: tuple[str, ...]
     winner: str
+    edge: float = EDGE
+
+
+@dataclass(frozen=True)
+class LabelledVerdict:
+    """What a judge named of answers that have labels.
+
+    Attributes:
+        right, wrong: how many of the answers that it was shown are so.
+        is_right: whether the one that it named is right.
+    """
+
+    right: int
+    wrong: int
+    is_right: bool
+
+
+def learn_verdict_edge(verdicts: Mapping[LabelledVerdict, float]) -> float:
+    """Learn the log odds by which one judge's verdict speaks for the answer that it names.
+
+    The most probable edge, given the verdicts and as many of the ordinary judge as
+    `PRIOR_VERDICTS`. Where all answers shown are right, or all are wrong, a verdict says nothing.
+
+    Args:
+        verdicts: how often each occurred; each of the two orders that a judge sees counts one half.
+
+    Returns:
+        Within `LEAST_EDGE` and `MOST_EDGE`.
+    """
+    ordinary = 1 / (1 + math.exp(-EDGE))
+    counts = defaultdict(float, verdicts)
+    counts[LabelledVerdict(1, 1, True)] += PRIOR_VERDICTS * ordinary
+    counts[LabelledVerdict(1, 1, False)] += PRIOR_VERDICTS * (1 - ordinary)
+    low, high = LEAST_EDGE, MOST_EDGE
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        # The derivative of the logarithm of the likelihood, which falls.
+        excess = sum(
+            count * (verdict.is_right - _chance_of_right(verdict, middle))
+            for verdict, count in counts.items()
+        )
+        low, high = (middle, high) if excess > 0 else (low, middle)
+    return low
+
+
+def _chance_of_right(verdict: LabelledVerdict, edge: float) -> float:
+    """How often a judge with this edge names a right answer."""
+    merit = verdict.right * math.exp(edge)
+    return merit / (merit + verdict.wrong)
 
 
 def odds_weights(
@@ -111,7 +169,7 @@ def chances_given(preference: Preference, log_odds: Mapping[str, float]) -> dict
     sums = dict.fromkeys(members, 0.0)
     total = 0.0
     for is_right in product((False, True), repeat=len(members)):
-        merits = [math.exp(EDGE) if right else 1.0 for right in is_right]
+        merits = [math.exp(preference.edge) if right else 1.0 for right in is_right]
         probability = merits[place] / sum(merits) * _chance_of(is_right, members, log_odds)
         total += probability
         for member in itertools.compress(members, is_right):

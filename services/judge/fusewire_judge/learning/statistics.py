@@ -3,12 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fusewire.contracts import ExcludedMember, Plan, PlannedJudge, PlannedMember
 from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
 from fusewire_judge.learning.check_model import CheckEvidence, learn_edges
-from fusewire_judge.learning.judged_model import Preference, odds_weights
+from fusewire_judge.learning.judged_model import (
+    EDGE,
+    LabelledVerdict,
+    Preference,
+    learn_verdict_edge,
+    odds_weights,
+)
 from fusewire_judge.learning.weights import (
     MIN_OBSERVATIONS,
     SuccessCount,
@@ -28,6 +34,10 @@ OPEN = "open"
 
 PoolKind = tuple[str, str]
 """A pool, and a kind of answer."""
+PoolJudge = tuple[str, str]
+"""A pool, and the model of a judge."""
+Opinion = TypeVar("Opinion", Preference, LabelledVerdict)
+"""What a verdict is counted as."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class StoredVerdict:
     pool: str
     fusion_id: str
     kind: str
+    judge_model: str
     shown: tuple[str, ...]
     winner: str
 
@@ -98,8 +109,10 @@ class Statistics:
     """By pool and kind of answer: what the weights for votes were learned from."""
     latencies: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     """By pool and member, milliseconds, ascending."""
-    edges: Mapping[tuple[str, str], CheckEvidence] = field(default_factory=dict)
+    edges: Mapping[PoolJudge, CheckEvidence] = field(default_factory=dict)
     """By pool and judge, what its checks say."""
+    verdict_edges: Mapping[PoolJudge, float] = field(default_factory=dict)
+    """By pool and judge, the log odds by which its verdict speaks for the answer that it names."""
     quarantined: frozenset[str] = frozenset()
     """Models of judges that picked controls."""
 
@@ -148,8 +161,9 @@ class Statistics:
         return latencies_ms[place] / 1000
 
     def _judges(self, plan: Plan) -> dict[str, Any]:
-        """The judges of a plan, with what their checks say."""
-        if not any((plan.pool, juror.model) in self.edges for juror in plan.jurors):
+        """The judges of a plan, with what their checks and their verdicts say."""
+        keys = {(plan.pool, juror.model) for juror in plan.jurors}
+        if keys.isdisjoint(self.edges) and keys.isdisjoint(self.verdict_edges):
             return {}
         return {
             "judge": plan.judge and self._snapshot_onto_judge(plan.pool, plan.judge),
@@ -157,10 +171,13 @@ class Statistics:
         }
 
     def _snapshot_onto_judge(self, pool: str, judge: PlannedJudge) -> PlannedJudge:
+        known: dict[str, float | None] = {
+            "verdict_edge": self.verdict_edges.get((pool, judge.model))
+        }
         edges = self.edges.get((pool, judge.model))
-        if edges is None:
-            return judge
-        return judge.model_copy(update={"pass_edge": edges.passing, "fail_edge": edges.failing})
+        if edges is not None:
+            known |= {"pass_edge": edges.passing, "fail_edge": edges.failing}
+        return judge.model_copy(update=known)
 
     def _without_quarantined_judges(self, plan: Plan) -> Plan:
         """Exclude quarantined judges; the first juror that is left stands in for the judge."""
@@ -202,12 +219,14 @@ def learn_statistics(
             latencies[answer.pool, answer.member].append(answer.latency_ms)
     votes = learn_votes(answers, earlier or {})
     weights = _learn_record_weights(answers)
-    weights |= _learn_odds(answers, data.verdicts)
+    verdict_edges = _learn_verdict_edges(answers, data.verdicts)
+    weights |= _learn_odds(answers, data.verdicts, verdict_edges)
     weights |= {key: vote_weights(record.model, record.patterns) for key, record in votes.items()}
     return Statistics(
         weights=weights,
         votes=votes,
         edges=_learn_edges(data, votes),
+        verdict_edges=verdict_edges,
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
             judge
@@ -266,8 +285,26 @@ def _learn_record_weights(answers: Iterable[StoredAnswer]) -> dict[PoolKind, dic
     }
 
 
-def _learn_odds(
+def _learn_verdict_edges(
     answers: Sequence[StoredAnswer], verdicts: Iterable[StoredVerdict]
+) -> dict[PoolJudge, float]:
+    """By pool and judge, where all answers that it was shown have a label."""
+    labels = {(a.fusion_id, a.member): a.is_right for a in answers if a.is_right is not None}
+    counts: defaultdict[PoolJudge, Counter[LabelledVerdict]] = defaultdict(Counter)
+    for verdict in verdicts:
+        shown = [labels.get((verdict.fusion_id, member)) for member in verdict.shown]
+        if None in shown:
+            continue
+        is_right = bool(shown[verdict.shown.index(verdict.winner)])
+        labelled = LabelledVerdict(shown.count(True), shown.count(False), is_right)
+        counts[verdict.pool, verdict.judge_model][labelled] += 1
+    return {judge: learn_verdict_edge(_halve(by_verdict)) for judge, by_verdict in counts.items()}
+
+
+def _learn_odds(
+    answers: Sequence[StoredAnswer],
+    verdicts: Iterable[StoredVerdict],
+    edges: Mapping[PoolJudge, float],
 ) -> dict[PoolKind, dict[str, float]]:
     """By pool, the weights for open prompts. A label is believed over the verdicts beside it."""
     labels = {key: counts for key, counts in _count_labels(answers).items() if key[1] == OPEN}
@@ -275,15 +312,16 @@ def _learn_odds(
     preferences: defaultdict[PoolKind, Counter[Preference]] = defaultdict(Counter)
     for verdict in verdicts:
         if verdict.kind == OPEN and verdict.fusion_id not in labelled_fusions:
-            preference = Preference(tuple(sorted(verdict.shown)), verdict.winner)
+            edge = edges.get((verdict.pool, verdict.judge_model), EDGE)
+            preference = Preference(tuple(sorted(verdict.shown)), verdict.winner, edge)
             preferences[verdict.pool, OPEN][preference] += 1
     keys = {*labels, *preferences}
     return {key: odds_weights(_halve(preferences[key]), labels.get(key, {})) for key in keys}
 
 
-def _halve(counts: Mapping[Preference, int]) -> dict[Preference, float]:
+def _halve(counts: Mapping[Opinion, int]) -> dict[Opinion, float]:
     """A judge sees two orders, whose verdicts are one opinion."""
-    return {preference: count / 2 for preference, count in counts.items()}
+    return {opinion: count / 2 for opinion, count in counts.items()}
 
 
 def _count_labels(
@@ -305,12 +343,12 @@ def _as_counts(tallies: Mapping[str, Sequence[int]]) -> dict[str, SuccessCount]:
 
 def _learn_edges(
     data: StoredHistory, votes: Mapping[PoolKind, VoteRecord]
-) -> dict[tuple[str, str], CheckEvidence]:
+) -> dict[PoolJudge, CheckEvidence]:
     """By pool and judge, what its checks say, where something is known of the answers."""
     if not data.checks:
         return {}
     chances = _chances_of_right(data.answers, votes)
-    passes: defaultdict[tuple[str, str], defaultdict[tuple[str, str], list[bool]]] = defaultdict(
+    passes: defaultdict[PoolJudge, defaultdict[tuple[str, str], list[bool]]] = defaultdict(
         lambda: defaultdict(list)
     )
     """By pool and judge, then by fusion and member."""

@@ -41,7 +41,13 @@ _CONTROLS = (
 
 
 _VERDICTS = (
-    select(_NEWEST.c.fusion_id, _NEWEST.c.answer_kind, verdicts.c.shown, verdicts.c.winner)
+    select(
+        _NEWEST.c.fusion_id,
+        _NEWEST.c.answer_kind,
+        verdicts.c.judge_model,
+        verdicts.c.shown,
+        verdicts.c.winner,
+    )
     .join(verdicts, verdicts.c.fusion_id == _NEWEST.c.fusion_id)
     .where(
         _NEWEST.c.answer_kind == "open",
@@ -89,10 +95,10 @@ def newest_verdicts(
     stored_verdicts: list[StoredVerdict] = []
     for pool in pools:
         rows = connection.execute(_VERDICTS, {"pool": pool, "newest": outcome_limit})
-        for fusion_id, kind, lineup, winner in rows:
+        for fusion_id, kind, judge, lineup, winner in rows:
             members = tuple(name for name in json.loads(lineup) if name != CONTROL)
             if winner in members:
-                stored_verdicts.append(StoredVerdict(pool, fusion_id, kind, members, winner))
+                stored_verdicts.append(StoredVerdict(pool, fusion_id, kind, judge, members, winner))
     return stored_verdicts
 
 
