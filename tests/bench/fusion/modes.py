@@ -1,9 +1,10 @@
 """Every mode against the best member alone, prompt by prompt."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 from typing import Any
 
 from fusewire.contracts import CONTROL, Mode
@@ -17,6 +18,9 @@ from .world import Member, World
 
 EARLIER = 10_000_000
 """The number of the first earlier prompt."""
+AFTER_HISTORY = 250
+"""So many prompts are fused after each history of `HISTORY` earlier ones. What one history teaches
+would decide all figures."""
 AIM = "lower 95 % bound of fused less best member at least -1 point"
 
 NEAR = (Member("a", 0.62, words=16), Member("b", 0.68, words=24), Member("c", 0.74, words=32))
@@ -49,6 +53,8 @@ CONTESTS = {
 class Row:
     """One prompt."""
 
+    history: int
+    """The number of what was learned from before it."""
     fused: bool
     best: bool
     any: bool
@@ -58,23 +64,24 @@ class Row:
     guard: str
 
 
-def setup(contest: Contest, world: World) -> PoolSettings:
+@cache
+def setup(contest: Contest, world: World, history: int) -> PoolSettings:
     """A pool as it comes, its weights learned from 500 earlier prompts without labels."""
+    first = EARLIER + history * HISTORY
     members = tuple(make_member(m.name) for m in world.members)
     if contest.is_open:
-        members = with_weights(members, "open", learned_odds(world))
+        members = with_weights(members, "open", learned_odds(world, first))
     else:
-        members = with_weights(members, "number", learned_weights(world))
+        members = with_weights(members, "number", learned_weights(world, start=first))
     return PoolSettings(contest.mode, members)
 
 
-@cache
-def learned_odds(world: World) -> Mapping[str, float]:
+def learned_odds(world: World, first: int) -> Mapping[str, float]:
     """The weights that the judge would learn from its own verdicts on earlier, open answers."""
     members = tuple(make_member(member.name) for member in world.members)
     pool, cast = PoolSettings("best-of", members), ModelPool({"judge": JUDGE})
     verdicts = []
-    for number in range(EARLIER, EARLIER + HISTORY):
+    for number in range(first, first + HISTORY):
         draft = play(world.question(number), pool, cast).draft
         verdicts += [
             StoredVerdict(
@@ -90,12 +97,14 @@ def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:
     """A mode on the prompts of a slice."""
     contest = CONTESTS[name]
     world = World(POOLS[pool], f"{seed}/{pool}", is_open=contest.is_open)
-    plan, cast = setup(contest, world), ModelPool({"judge": JUDGE})
+    cast = ModelPool({"judge": JUDGE})
     results = []
     for question in map(world.question, range(start, stop)):
-        fusion = play(question, plan, cast)
+        history = question.number // AFTER_HISTORY
+        fusion = play(question, setup(contest, world, history), cast)
         results.append(
             Row(
+                history=history,
                 fused=question.is_right(fusion.draft.content),
                 best=question.claim(world.best) == 0,
                 any=any(question.claim(m) == 0 for m in world.members),
@@ -109,9 +118,12 @@ def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:
 
 
 def report(results: Sequence[Row]) -> stats.Figure:
-    """Fused less best member."""
+    """Fused less best member; prompts after one history are no independent sample."""
     n = len(results)
-    value, ci = stats.mean([row.fused - row.best for row in results])
+    gains = defaultdict(list)
+    for row in results:
+        gains[row.history].append(row.fused - row.best)
+    value, ci = stats.mean([fmean(of_history) for of_history in gains.values()])
     closed_by, guard = (
         Counter(row.closed_by for row in results),
         Counter(row.guard for row in results if row.guard),
