@@ -57,6 +57,7 @@ async def test_only_verdicts_on_open_answers_of_the_newest_outcomes_are_read(sto
     assert 0 < len(few) <= 2 * 20 < len(all_)
     assert none == []
     assert {verdict.kind for verdict in all_} == {"open"}
+    assert {verdict.judge_model for verdict in all_} == {"judge"}
     assert all(verdict.winner in verdict.shown for verdict in all_)
 
 

@@ -906,6 +906,8 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
         "accepted": None,
         "error": None,
         "answer_kind": "open",
+        "route": None,
+        "route_loss_points": None,
         "closed_by": "complete",
         "missing_weight": pytest.approx(1 / 3),
         "guard": None,

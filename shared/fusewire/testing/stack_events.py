@@ -177,11 +177,12 @@ async def queue_details(nats: Nats) -> list[str]:
 
 
 def _progress(consumer: ConsumerInfo) -> str:
-    delivered = consumer.delivered.stream_seq if consumer.delivered else None
-    floor = consumer.ack_floor.stream_seq if consumer.ack_floor else None
+    sequences = [
+        place.stream_seq if place else None for place in (consumer.delivered, consumer.ack_floor)
+    ]
     return (
         f"{consumer.name} pending {consumer.num_pending}, open {consumer.num_ack_pending}, "
-        f"delivered to {delivered}, acknowledged to {floor}"
+        f"delivered to {sequences[0]}, acknowledged to {sequences[1]}"
     )
 
 

@@ -80,7 +80,7 @@ def test_labels_say_whether_checks_are_right() -> None:
         rows += answers(f"f{number}", (0, 1, 2), (True, False, False))
         said += checks(f"f{number}", "a")
 
-    edges = learn_statistics(StoredHistory(rows, checks=said)).edges["default", "j"]
+    edges = learn_statistics(StoredHistory(rows, checks=said)).check_edges["default", "j"]
 
     assert edges.passing > 2 * ORDINARY.passing
     assert edges.failing < 1.3 * ORDINARY.failing
@@ -93,8 +93,8 @@ def test_agreement_says_it_where_there_are_no_labels() -> None:
         agreeing += checks(f"f{number}", "ab")
         opposed += checks(f"f{number}", "c")
 
-    good = learn_statistics(StoredHistory(rows, checks=agreeing)).edges["default", "j"]
-    bad = learn_statistics(StoredHistory(rows, checks=opposed)).edges["default", "j"]
+    good = learn_statistics(StoredHistory(rows, checks=agreeing)).check_edges["default", "j"]
+    bad = learn_statistics(StoredHistory(rows, checks=opposed)).check_edges["default", "j"]
 
     assert good.passing > ORDINARY.passing
     assert bad == CheckEvidence(0.0, 0.0)
@@ -102,14 +102,14 @@ def test_agreement_says_it_where_there_are_no_labels() -> None:
 
 def test_several_checks_of_an_answer_are_one() -> None:
     rows = answers("f", (0, 1, 2), (True, False, False))
-    once = learn_statistics(StoredHistory(rows, checks=checks("f", "a"))).edges
-    often = learn_statistics(StoredHistory(rows, checks=checks("f", "a", times=5))).edges
+    once = learn_statistics(StoredHistory(rows, checks=checks("f", "a"))).check_edges
+    often = learn_statistics(StoredHistory(rows, checks=checks("f", "a", times=5))).check_edges
     assert once == often != {}
 
 
 def test_answers_of_which_nothing_is_known_teach_nothing() -> None:
     rows = answers("f", (None, None, None))
-    assert learn_statistics(StoredHistory(rows, checks=checks("f", "a"))).edges == {}
+    assert learn_statistics(StoredHistory(rows, checks=checks("f", "a"))).check_edges == {}
 
 
 def judge(model: str) -> PlannedJudge:
@@ -118,7 +118,10 @@ def judge(model: str) -> PlannedJudge:
 
 def test_a_plan_is_given_what_the_checks_of_its_judges_say() -> None:
     statistics = Statistics(
-        edges={("default", "x"): CheckEvidence(2.0, -1.0), ("other", "y"): CheckEvidence(3.0, -3.0)}
+        check_edges={
+            ("default", "x"): CheckEvidence(2.0, -1.0),
+            ("other", "y"): CheckEvidence(3.0, -3.0),
+        }
     )
     plan = make_plan(judge=judge("x"), jury=(judge("x"), judge("y")))
 

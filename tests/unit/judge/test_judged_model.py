@@ -18,8 +18,8 @@ from fusewire_judge.learning.judged_model import (
     MAX_ODDS,
     MIN_ODDS,
     MOST_EDGE,
-    LabelledVerdict,
     Preference,
+    VerdictResult,
     fit_log_odds,
     learn_verdict_edge,
     odds_weights,
@@ -146,9 +146,9 @@ def test_verdicts_on_closed_answers_teach_nothing() -> None:
 # -- how much a judge's verdicts say ---------------------------------------------------------------
 
 
-def of_pairs(right: float, wrong: float) -> dict[LabelledVerdict, float]:
+def of_pairs(right: float, wrong: float) -> dict[VerdictResult, float]:
     """On pairs of a right and a wrong answer."""
-    return {LabelledVerdict(1, 1, True): right, LabelledVerdict(1, 1, False): wrong}
+    return {VerdictResult(1, 1, True): right, VerdictResult(1, 1, False): wrong}
 
 
 EDGES = [
@@ -160,20 +160,18 @@ EDGES = [
     ("one that is never wrong", of_pairs(10_000, 0), MOST_EDGE),
     ("one that guesses", of_pairs(5_000, 5_000), LEAST_EDGE),
     ("one that is mostly wrong", of_pairs(10, 990), LEAST_EDGE),
-    ("all right", {LabelledVerdict(2, 0, True): 9}, EDGE),
-    ("all wrong", {LabelledVerdict(0, 2, False): 9}, EDGE),
+    ("all right", {VerdictResult(2, 0, True): 9}, EDGE),
+    ("all wrong", {VerdictResult(0, 2, False): 9}, EDGE),
     (
         "one right of three, which guessing finds in a third of cases",
-        {LabelledVerdict(1, 2, True): 60_000, LabelledVerdict(1, 2, False): 40_000},
+        {VerdictResult(1, 2, True): 60_000, VerdictResult(1, 2, False): 40_000},
         math.log(3),
     ),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seen", "edge"), [r[1:] for r in EDGES], ids=[r[0] for r in EDGES])
-def test_labels_show_how_much_a_verdict_says(
-    seen: dict[LabelledVerdict, float], edge: float
-) -> None:
+def test_labels_show_how_much_a_verdict_says(seen: dict[VerdictResult, float], edge: float) -> None:
     assert learn_verdict_edge(seen) == pytest.approx(edge, abs=1e-3)
 
 
@@ -312,11 +310,8 @@ def test_what_a_judge_s_verdicts_have_shown_to_say_is_weighed_against_the_odds(
     begin: Begin,
 ) -> None:
     members = [make_member("a", learned={"open": 2.0}), make_member("b"), make_member("c")]
-    ordinary = begin(members=members)
-    weak = begin(members=members)
-    weak.plan = weak.plan.model_copy(
-        update={"judge": weak.plan.judge.model_copy(update={"verdict_edge": 0.5})}
-    )
+    judge = PlannedJudge(model="m-judge", tier="remote", family="judge", verdict_edge=0.5)
+    ordinary, weak = begin(members=members), begin(members=members, judge=judge)
 
     assert [judged(play, "b").winner for play in (ordinary, weak)] == ["b", "a"]
 

@@ -51,7 +51,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class LabelledVerdict:
+class VerdictResult:
     """What a judge named of answers that have labels.
 
     Attributes:
@@ -64,7 +64,7 @@ class LabelledVerdict:
     is_right: bool
 
 
-def learn_verdict_edge(verdicts: Mapping[LabelledVerdict, float]) -> float:
+def learn_verdict_edge(verdicts: Mapping[VerdictResult, float]) -> float:
     """Learn the log odds by which one judge's verdict speaks for the answer that it names.
 
     The most probable edge, given the verdicts and as many of the ordinary judge as
@@ -78,8 +78,8 @@ def learn_verdict_edge(verdicts: Mapping[LabelledVerdict, float]) -> float:
     """
     ordinary = 1 / (1 + math.exp(-EDGE))
     counts = defaultdict(float, verdicts)
-    counts[LabelledVerdict(1, 1, True)] += PRIOR_VERDICTS * ordinary
-    counts[LabelledVerdict(1, 1, False)] += PRIOR_VERDICTS * (1 - ordinary)
+    counts[VerdictResult(1, 1, True)] += PRIOR_VERDICTS * ordinary
+    counts[VerdictResult(1, 1, False)] += PRIOR_VERDICTS * (1 - ordinary)
     low, high = LEAST_EDGE, MOST_EDGE
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -92,7 +92,7 @@ def learn_verdict_edge(verdicts: Mapping[LabelledVerdict, float]) -> float:
     return low
 
 
-def _chance_of_right(verdict: LabelledVerdict, edge: float) -> float:
+def _chance_of_right(verdict: VerdictResult, edge: float) -> float:
     """How often a judge with this edge names a right answer."""
     merit = verdict.right * math.exp(edge)
     return merit / (merit + verdict.wrong)

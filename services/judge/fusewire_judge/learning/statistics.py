@@ -10,8 +10,8 @@ from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
 from fusewire_judge.learning.check_model import CheckEvidence, learn_edges
 from fusewire_judge.learning.judged_model import (
     EDGE,
-    LabelledVerdict,
     Preference,
+    VerdictResult,
     learn_verdict_edge,
     odds_weights,
 )
@@ -36,7 +36,7 @@ PoolKind = tuple[str, str]
 """A pool, and a kind of answer."""
 PoolJudge = tuple[str, str]
 """A pool, and the model of a judge."""
-Opinion = TypeVar("Opinion", Preference, LabelledVerdict)
+Opinion = TypeVar("Opinion", Preference, VerdictResult)
 """What a verdict is counted as."""
 
 
@@ -109,7 +109,7 @@ class Statistics:
     """By pool and kind of answer: what the weights for votes were learned from."""
     latencies: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     """By pool and member, milliseconds, ascending."""
-    edges: Mapping[PoolJudge, CheckEvidence] = field(default_factory=dict)
+    check_edges: Mapping[PoolJudge, CheckEvidence] = field(default_factory=dict)
     """By pool and judge, what its checks say."""
     verdict_edges: Mapping[PoolJudge, float] = field(default_factory=dict)
     """By pool and judge, the log odds by which its verdict speaks for the answer that it names."""
@@ -163,7 +163,7 @@ class Statistics:
     def _judges(self, plan: Plan) -> dict[str, Any]:
         """The judges of a plan, with what their checks and their verdicts say."""
         keys = {(plan.pool, juror.model) for juror in plan.jurors}
-        if keys.isdisjoint(self.edges) and keys.isdisjoint(self.verdict_edges):
+        if keys.isdisjoint(self.check_edges) and keys.isdisjoint(self.verdict_edges):
             return {}
         return {
             "judge": plan.judge and self._snapshot_onto_judge(plan.pool, plan.judge),
@@ -171,13 +171,12 @@ class Statistics:
         }
 
     def _snapshot_onto_judge(self, pool: str, judge: PlannedJudge) -> PlannedJudge:
-        known: dict[str, float | None] = {
-            "verdict_edge": self.verdict_edges.get((pool, judge.model))
-        }
-        edges = self.edges.get((pool, judge.model))
-        if edges is not None:
-            known |= {"pass_edge": edges.passing, "fail_edge": edges.failing}
-        return judge.model_copy(update=known)
+        key = pool, judge.model
+        edges: dict[str, float | None] = {"verdict_edge": self.verdict_edges.get(key)}
+        checks = self.check_edges.get(key)
+        if checks is not None:
+            edges |= {"pass_edge": checks.passing, "fail_edge": checks.failing}
+        return judge.model_copy(update=edges)
 
     def _without_quarantined_judges(self, plan: Plan) -> Plan:
         """Exclude quarantined judges; the first juror that is left stands in for the judge."""
@@ -225,7 +224,7 @@ def learn_statistics(
     return Statistics(
         weights=weights,
         votes=votes,
-        edges=_learn_edges(data, votes),
+        check_edges=_learn_check_edges(data, votes),
         verdict_edges=verdict_edges,
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
@@ -290,14 +289,14 @@ def _learn_verdict_edges(
 ) -> dict[PoolJudge, float]:
     """By pool and judge, where all answers that it was shown have a label."""
     labels = {(a.fusion_id, a.member): a.is_right for a in answers if a.is_right is not None}
-    counts: defaultdict[PoolJudge, Counter[LabelledVerdict]] = defaultdict(Counter)
+    counts: defaultdict[PoolJudge, Counter[VerdictResult]] = defaultdict(Counter)
     for verdict in verdicts:
-        shown = [labels.get((verdict.fusion_id, member)) for member in verdict.shown]
-        if None in shown:
+        lineup = [labels.get((verdict.fusion_id, member)) for member in verdict.shown]
+        if None in lineup:
             continue
-        is_right = bool(shown[verdict.shown.index(verdict.winner)])
-        labelled = LabelledVerdict(shown.count(True), shown.count(False), is_right)
-        counts[verdict.pool, verdict.judge_model][labelled] += 1
+        is_right = bool(lineup[verdict.shown.index(verdict.winner)])
+        opinion = VerdictResult(lineup.count(True), lineup.count(False), is_right)
+        counts[verdict.pool, verdict.judge_model][opinion] += 1
     return {judge: learn_verdict_edge(_halve(by_verdict)) for judge, by_verdict in counts.items()}
 
 
@@ -341,7 +340,7 @@ def _as_counts(tallies: Mapping[str, Sequence[int]]) -> dict[str, SuccessCount]:
     return {member: SuccessCount(*tally) for member, tally in tallies.items()}
 
 
-def _learn_edges(
+def _learn_check_edges(
     data: StoredHistory, votes: Mapping[PoolKind, VoteRecord]
 ) -> dict[PoolJudge, CheckEvidence]:
     """By pool and judge, what its checks say, where something is known of the answers."""
