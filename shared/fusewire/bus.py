@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 LEAST_PAYLOAD = 1_000_000
 """Bytes of one message that a server must accept: prompts, rounds and answers are limited to it."""
 PUBLISH_TIMEOUT_S = 5.0
+CONFIRM_S = 5
 PULL_TIMEOUT_S = 1.0
 """A pull request that waits on a server is lost without notice when the server ends: waits are
 short."""
@@ -304,6 +305,14 @@ class Bus:
         if prefix not in self._contexts:
             self._contexts[prefix] = self.client.jetstream(timeout=PUBLISH_TIMEOUT_S, prefix=prefix)
         return self._contexts[prefix]
+
+    async def confirm_subscriptions(self) -> None:
+        """Wait until the server knows all subscriptions, if it answers soon."""
+        # The client buffers a subscription and sends even the next ping before it: only the answer
+        # to the second ping shows that the server knows the subscription.
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            await self.client.flush(CONFIRM_S)
+            await self.client.flush(CONFIRM_S)
 
     async def key_value(self, bucket: str) -> KeyValue:
         """Open a bucket that `topology apply` has made."""

@@ -1,11 +1,9 @@
 """In-memory set of cancelled fusion ids, fed by `fw.cancel.*`."""
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus
 from fusewire.topology import cancel_subject
@@ -34,11 +32,7 @@ class CancelledFusions:
         On return the server knows the subscription, if it answers.
         """
         await bus.client.subscribe(cancel_subject("*"), cb=self._on_message)
-        # The client buffers a subscription and sends even the next ping before it: only the answer
-        # to the second ping shows that the server knows the subscription.
-        with contextlib.suppress(NatsError, OSError, TimeoutError):
-            await bus.client.flush()
-            await bus.client.flush()
+        await bus.confirm_subscriptions()
 
     async def _on_message(self, msg: Msg) -> None:
         self.add(msg.subject.rpartition(".")[2])

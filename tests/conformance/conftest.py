@@ -86,7 +86,7 @@ async def traffic(nats: NatsServer) -> AsyncIterator[list[Msg]]:
 
     # More than any test sends: a client that falls behind is told less.
     await bus.client.subscribe(">", cb=note, pending_bytes_limit=512 * 1024**2)
-    await bus.client.flush()
+    await bus.confirm_subscriptions()
     yield seen
     await bus.stop()
 

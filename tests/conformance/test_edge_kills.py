@@ -69,7 +69,7 @@ class EdgeSite:
 
         await self.bus.client.subscribe("fw.token.>", cb=on_token)
         await self.bus.client.subscribe("fw.candidate.>", cb=on_candidate)
-        await self.bus.client.flush()
+        await self.bus.confirm_subscriptions()
 
     async def stored_candidates(self) -> int:
         return (await self.bus.js.stream_info("FW_CANDIDATE")).state.messages

@@ -341,5 +341,5 @@ async def _heard_by(user: str, keys: Keys, server: NatsServer) -> AsyncIterator[
 
     async with _connection(user, keys.settings(user, server.url)) as bus:
         await bus.client.subscribe(">", cb=note)
-        await bus.client.flush()
+        await bus.confirm_subscriptions()
         yield heard

@@ -151,7 +151,7 @@ async def running_stack(
                 traffic.append(message)
 
             await bus.client.subscribe(">", cb=note, pending_bytes_limit=512 * 1024**2)
-            await bus.client.flush()
+            await bus.confirm_subscriptions()
             env = {
                 "FUSEWIRE_TELEMETRY__OTLP_ENDPOINT": collector.endpoint,
                 "FUSEWIRE_LOG__LEVEL": "debug",

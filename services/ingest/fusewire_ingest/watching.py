@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate, ContractError, Plan, Token
@@ -17,9 +16,6 @@ from fusewire.topology import (
     plan_subject,
     token_subject,
 )
-
-FLUSH_S = 2
-"""How long the broker may take to confirm subscriptions."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,7 @@ class Watcher:
                 messages.add(contract.decode(msg.data))
 
         async with self._subscriptions((plan, candidate_subjects(fusion_id)), on_message):
-            with contextlib.suppress(NatsError, OSError, TimeoutError):
-                await self._bus.client.flush(FLUSH_S)
+            await self._bus.confirm_subscriptions()
             yield messages
 
     @contextlib.asynccontextmanager
