@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from nats.aio.client import Client
@@ -570,6 +571,42 @@ async def test_nothing_acknowledged_by_the_server_is_lost_by_its_death(
         return False
 
     await eventually(count)
+
+
+@contextlib.asynccontextmanager
+async def overheard(port: int) -> AsyncIterator[tuple[int, bytearray]]:
+    """A way to the server, and the bytes that its clients have sent on it."""
+    sent = bytearray()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        answers = asyncio.create_task(pump(server_reader, writer))
+        while data := await reader.read(65536):
+            sent.extend(data)
+            server_writer.write(data)
+        server_writer.close()
+        await answers
+
+    async with await asyncio.start_server(on_client, "127.0.0.1", 0) as proxy:
+        yield proxy.sockets[0].getsockname()[1], sent
+
+
+async def test_the_server_answers_for_confirmed_subscriptions(nats: NatsServer) -> None:
+    async with overheard(urlsplit(nats.url).port or 0) as (port, sent):
+        bus = Bus("ops", Nats(url=f"nats://127.0.0.1:{port}"), drain_s=1)
+        await bus.connect(timeout_s=60)
+        await bus.client.subscribe("some.subject")
+
+        await bus.confirm_subscriptions()
+
+        assert b"SUB some.subject" in sent
+        assert sent.index(b"SUB some.subject") < sent.rindex(b"PING")
+        await bus.stop()
 
 
 async def test_a_connection_closed_for_good_is_a_fault(make_bus: MakeBus) -> None:
