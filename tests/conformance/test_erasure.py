@@ -746,10 +746,8 @@ async def test_two_erasures_of_the_same_are_two_reports(store: Store) -> None:
     first = await erasures.begin("t", None, T0, ACTOR)
     assert (await erasures.begin("t", None, T0, ACTOR)).erasure_id == first.erasure_id
     assert (await erasures.begin("t", "hash", T0, ACTOR)).erasure_id != first.erasure_id
-    await asyncio.gather(
-        erasures.add(first.erasure_id, {"a": 1}), erasures.add(first.erasure_id, {"a": 2})
-    )
-    assert (await erasures.complete(first.erasure_id, T0, ACTOR)).counts == {"a": 3}
+    await asyncio.gather(*(erasures.add(first.erasure_id, {"a": count}) for count in range(10)))
+    assert (await erasures.complete(first.erasure_id, T0, ACTOR)).counts == {"a": sum(range(10))}
     query = text("SELECT action, actor, tenant FROM audit_log WHERE target = :id ORDER BY action")
     async with store.read() as connection:
         actions = [tuple(r) for r in await connection.execute(query, {"id": first.erasure_id})]

@@ -319,7 +319,12 @@ async def add_counts(
     connection: AsyncConnection, erasure_id: str, counts: Mapping[str, int]
 ) -> None:
     """Add to the counts of an erasure within a transaction of the caller."""
-    row_query = select(erasures.c.counts).where(erasures.c.erasure_id == erasure_id)
+    row_query = (
+        select(erasures.c.counts)
+        .where(erasures.c.erasure_id == erasure_id)
+        # Two that add at the same time would otherwise both add to the same counts.
+        .with_for_update()
+    )
     stored_counts = json.loads((await connection.execute(row_query)).scalar_one())
     sums = Counter(stored_counts) + Counter(counts)
     change = update(erasures).where(erasures.c.erasure_id == erasure_id)
