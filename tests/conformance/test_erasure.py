@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import Insert, Table, func, insert, select, text
 
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate
@@ -24,7 +24,17 @@ from fusewire.settings import Database, Nats, Settings
 from fusewire.store import file_rewrite, summaries
 from fusewire.store.engine import Store
 from fusewire.store.file_rewrite import rewrite_files
-from fusewire.store.tables import budgets, candidates, metadata, outcomes, prompts
+from fusewire.store.tables import (
+    batch_lines,
+    batches,
+    budgets,
+    candidates,
+    file_chunks,
+    metadata,
+    outcomes,
+    prompts,
+)
+from fusewire.store.tables import files as files_table
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, make_candidate
 from fusewire.testing.large_parts import picture
@@ -37,6 +47,7 @@ from fusewire.topology import candidate_subject
 from fusewire_cli import erase as erase_module
 from fusewire_cli.client import Client
 from fusewire_ingest.repository.erasures import TOUCHED, Erasures, ErasureTarget
+from fusewire_ingest.repository.line_erasure import erase_lines
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -739,6 +750,48 @@ def test_each_table_with_content_is_rewritten() -> None:
     }
     sums = {table for table in metadata.tables if table.endswith("_days")}
     assert {table.name for table in TOUCHED} == set(metadata.tables) - kept - sums
+
+
+def bare_row(table: Table, **values: Any) -> Insert:
+    """A row with these values, and with something in all other columns that need it."""
+    kinds = {str: "", int: 0, float: 0.0, bytes: b"", bool: True}
+    needed = [c for c in table.columns if not c.nullable and c.server_default is None]
+    defaults = {c.name: kinds.get(c.type.python_type, T0) for c in needed}
+    return insert(table).values(defaults | values)
+
+
+async def test_lines_of_one_file_that_are_erased_at_the_same_time_are_all_gone(
+    store: Store,
+) -> None:
+    names = [f"line-{number}" for number in range(10)]
+    lines = [json.dumps({"custom_id": name, "prompt": "Why?"}).encode() for name in names]
+    errors = json.dumps([{"message": name} for name in names])
+    async with store.write() as connection:
+        await connection.execute(bare_row(files_table, file_id="f", tenant="t"))
+        await connection.execute(
+            bare_row(file_chunks, file_id="f", number=0, data=b"\n".join(lines))
+        )
+        await connection.execute(
+            bare_row(batches, batch_id="b", tenant="t", input_file_id="f", errors=errors)
+        )
+        for number, name in enumerate(names):
+            row = bare_row(batch_lines, batch_id="b", line=number, custom_id=name, state="held")
+            await connection.execute(row)
+    erasure = await Erasures(store).begin("t", "hash", T0, ACTOR)
+
+    await asyncio.gather(
+        *(erase_lines(store, erasure.erasure_id, ErasureTarget("t", name)) for name in names)
+    )
+
+    async with store.read() as connection:
+        data = (await connection.execute(select(file_chunks.c.data))).scalar_one()
+        batch = (await connection.execute(select(batches))).one()
+        settled = (await connection.execute(select(batch_lines.c.settled))).scalars().all()
+    assert [json.loads(line) for line in data.split(b"\n")] == [{}] * len(names)
+    assert "line-" not in batch.errors
+    assert (batch.failed, sorted(settled)) == (len(names), list(range(1, len(names) + 1)))
+    (report,) = await Erasures(store).all()
+    assert report.counts == {"sql.batch_lines": len(names), "sql.file_lines": len(names)}
 
 
 async def test_two_erasures_of_the_same_are_two_reports(store: Store) -> None:

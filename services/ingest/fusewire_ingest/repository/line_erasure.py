@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.engine import Store
@@ -28,11 +28,26 @@ async def erase_lines(store: Store, erasure_id: str, target: ErasureTarget) -> N
     if target.batch_id is not None:
         query = query.where(batches.c.batch_id == target.batch_id)
     async with store.write() as connection:
+        await _lock_batches(connection, target)
         await _forget_errors(connection, target)
         lines = (await connection.execute(query)).all()
         for line in lines:
             await _forget_line(connection, line, erasure_id)
         await add_counts(connection, erasure_id, {"sql.batch_lines": len(lines)})
+
+
+async def _lock_batches(connection: AsyncConnection, target: ErasureTarget) -> None:
+    """Lock the batches that are changed, as their runner and another erasure do."""
+    has_line = exists().where(
+        batch_lines.c.batch_id == batches.c.batch_id, batch_lines.c.custom_id == target.custom_id
+    )
+    query = (
+        select(batches.c.batch_id)
+        .where(batches.c.tenant == target.tenant, or_(batches.c.errors.is_not(None), has_line))
+        .order_by(batches.c.batch_id)
+        .with_for_update()
+    )
+    await connection.execute(query)
 
 
 async def _inputs(store: Store, target: ErasureTarget) -> list[str]:
@@ -137,7 +152,8 @@ async def _overwrite(
         number, start = divmod(offset, CHUNK)
         piece, content = content[: CHUNK - start], content[CHUNK - start :]
         is_chunk = (file_chunks.c.file_id == file_id, file_chunks.c.number == number)
-        query = select(file_chunks.c.data).where(*is_chunk)
+        # Another erasure may overwrite another line of it.
+        query = select(file_chunks.c.data).where(*is_chunk).with_for_update()
         data = (await connection.execute(query)).scalar_one()
         new_data = data[:start] + piece + data[start + len(piece) :]
         await connection.execute(update(file_chunks).where(*is_chunk).values(data=new_data))
