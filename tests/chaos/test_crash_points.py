@@ -94,7 +94,7 @@ MODELS: dict[str, Any] = {
     "streamed": {"token_ms": 40},
     # The first call of each fails, and the second is answered.
     "flaky": {"faults": [{"kind": "server_error"}, {"kind": "none"}], "repeat_faults": True},
-    # Later than the deadline of `late`.
+    # Long after the deadline of `late`.
     "slow": {"latency_ms": 15_000},
 }
 
@@ -182,6 +182,17 @@ async def cancel(stack: CrashStack) -> Names:
             await http.post(f"/v1/fusions/{fusion_id}/cancel")
     query = f"SELECT status FROM outcomes WHERE {about(name)}"
     assert await eventually(lambda: column(stack, query)) == ["cancelled"]
+    return [name]
+
+
+async def miss_deadline(stack: CrashStack) -> Names:
+    """A deadline at which no message comes: a worker that runs says itself that it is over."""
+    name = stack.name()
+    async with Client(stack.url) as client:
+        await client.submit({"custom_id": name, "prompt": question(name), "pool": "late"})
+    await eventually(lambda: any(call["model"] == "slow" for call in stack.calls()))
+    with stack.frozen("fusewire_worker_remote"):
+        await eventually(lambda: not any(stack.points.iterdir()))
     return [name]
 
 
@@ -370,7 +381,7 @@ CASES = [
     Case((P.JUDGE_COMMITTED, P.JUDGE_REPEATS_READ), BEST),
     Case((P.JUDGE_TIMER_SET,), TIMED),
     Case((P.JUDGE_TIMER_DONE,), TIMED),
-    Case((P.JUDGE_SWEPT,), submitting("late", 1)),
+    Case((P.JUDGE_SWEPT,), miss_deadline),
     Case((P.LOOP_ACKNOWLEDGED,), BEST),
     *(
         Case((point,), erase, is_command=True)

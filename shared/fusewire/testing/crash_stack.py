@@ -110,6 +110,16 @@ class CrashStack:
         finally:
             await client.close()
 
+    @contextlib.contextmanager
+    def frozen(self, module: str) -> Iterator[None]:
+        """Stop the process that runs a service's module, for the moment."""
+        (process,) = [p for p in self.runner.children() if module in p.cmdline()]
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
+
     def script(self, models: dict[str, Any]) -> None:
         """Tell the models what to do; forgets what was recorded."""
         script = json.dumps({"models": models, "recording": True})
