@@ -260,7 +260,7 @@ async def erase(stack: CrashStack) -> Names:
     ended = f"SELECT fusion_id FROM outcomes WHERE tenant = '{tenant}'"
     (fusion_id,) = await eventually(lambda: column(stack, ended))
     for code in (-signal.SIGKILL, 0):
-        command = await asyncio.to_thread(stack.cli.run, "erase", tenant, "--yes")
+        command = await asyncio.to_thread(stack.cli.run, "erase", "--tenant", tenant, "--yes")
         assert command.returncode == code, command.stderr
         if code:
             await write_late_letter(stack, fusion_id)
