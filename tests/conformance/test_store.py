@@ -1,7 +1,9 @@
 """Transactions on real databases; on SQLite, writers of one process stand in line."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +85,62 @@ async def test_who_gives_up_leaves_the_line(
 
 
 # -- at the start -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """What is in a reference cycle stays, as in a service for a while."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+async def test_who_is_cancelled_during_a_statement_keeps_no_lock(
+    stores: tuple[Store, Store],
+) -> None:
+    store, other = stores
+    caught: list[object] = []
+    for _ in range(3):
+        reader = asyncio.create_task(_read_slowly_in_a_write(store))
+        # Until the statement runs on its thread.
+        await asyncio.sleep(0.1)
+        reader.cancel()
+        caught += await asyncio.gather(reader, return_exceptions=True)
+        async with asyncio.timeout(engine._BUSY_S / 2):
+            await write(other, 2, [])
+    # Their tracebacks hold the cursors.
+    assert [type(error) for error in caught] == [asyncio.CancelledError] * 3
+
+
+async def _read_slowly_in_a_write(store: Store) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999999)"
+    async with store.write() as connection:
+        await connection.execute(text(f"{numbers} SELECT i FROM n WHERE i > 1999990"))
+
+
+async def test_all_tasks_end_when_they_are_cancelled_while_one_closes_a_connection(
+    stores: tuple[Store, Store],
+) -> None:
+    """As at the end of an event loop, which waits for them without a limit."""
+    store, _ = stores
+    await store.ping()
+    before = asyncio.all_tasks()
+    for _ in range(5):
+        with sqlite3.connect(str(store.url.database), isolation_level=None) as process:
+            process.execute("BEGIN IMMEDIATE")
+            writer = asyncio.create_task(write(store, 1, []))
+            await asyncio.sleep(0.1)
+            writer.cancel()
+            # SQLAlchemy closes the connection in a task of its own.
+            await asyncio.sleep(0.01)
+            tasks = asyncio.all_tasks() - before
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.01)
+            process.execute("ROLLBACK")
+        _, endless = await asyncio.wait(tasks, timeout=PATIENCE_S / 10)
+        assert not endless
 
 
 async def test_a_database_that_is_away_at_the_start_is_waited_for() -> None:

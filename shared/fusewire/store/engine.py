@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from fusewire import metrics
 from fusewire.errors import EXIT_STORED, DamagedError, StartupError, Transient
 from fusewire.settings import Database
+from fusewire.store import sqlite_connection
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class Store:
         if self.is_sqlite:
             if self.url.database:
                 _make_folder(Path(self.url.database).parent)
+            options["connect_args"] = {"async_creator_fn": sqlite_connection.connect}
         else:
             options["connect_args"] = {"timeout": 5, "command_timeout": None if is_patient else 30}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
