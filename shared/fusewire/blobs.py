@@ -7,14 +7,17 @@ import asyncio
 import base64
 import functools
 import hashlib
+import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import ObjectInfo, ObjectMeta, ObjectMetaOptions
+from nats.js.api import Header, ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NotFoundError
+from nats.js.kv import MSG_ROLLUP_SUBJECT
 from nats.js.object_store import ObjectStore
 
 from fusewire.errors import Transient
@@ -72,24 +75,51 @@ class Blobs:
         return await self._info(name) is not None
 
     async def put(self, name: str, data: bytes) -> None:
-        """Store an object. Raises Transient, also if the store is full."""
-        meta = ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=CHUNK))
+        """Store an object. Raises Transient, also if the store is full.
+
+        nats-py's own `put` gives the pieces of each attempt another subject, so that those of an
+        attempt that failed could not be found to be erased.
+        """
         try:
-            await self._store.put(name, data, meta)
+            await self._put(name, data)
         except (NatsError, TimeoutError, OSError) as exc:
             raise Transient(
                 f"the object store {self._bucket} does not take it: {type(exc).__name__}"
             ) from exc
 
+    async def _put(self, name: str, data: bytes) -> None:
+        subject = pieces_subject(self._bucket, name)
+        await self._js.purge_stream(self._stream, subject=subject)
+        last_sequence = 0
+        for start in range(0, len(data), CHUNK):
+            # Refused where a piece of an earlier attempt has only just arrived.
+            expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(last_sequence)}
+            piece = data[start : start + CHUNK]
+            last_sequence = (await self._js.publish(subject, piece, headers=expected)).seq
+        info = ObjectInfo(
+            name=name,
+            bucket=self._bucket,
+            nuid=subject.rpartition(".")[2],
+            size=len(data),
+            chunks=math.ceil(len(data) / CHUNK),
+            digest=_digest(hashlib.sha256(data).digest()),
+            options=ObjectMetaOptions(max_chunk_size=CHUNK),
+        )
+        body = json.dumps(info.as_dict()).encode()
+        rollup = {Header.ROLLUP: MSG_ROLLUP_SUBJECT}
+        await self._js.publish(description_subject(self._bucket, name), body, headers=rollup)
+
     async def delete(self, name: str) -> None:
-        """Delete an object, if it exists. Raises Transient."""
-        if await self.has(name):
-            try:
+        """Delete an object and what a failed `put` has left of it. Raises Transient."""
+        is_stored = await self.has(name)
+        try:
+            if is_stored:
                 await self._store.delete(name)
-            except (NatsError, TimeoutError, OSError) as exc:
-                raise Transient(
-                    f"the object store {self._bucket} does not erase: {type(exc).__name__}"
-                ) from exc
+            await self._js.purge_stream(self._stream, subject=pieces_subject(self._bucket, name))
+        except (NatsError, TimeoutError, OSError) as exc:
+            raise Transient(
+                f"the object store {self._bucket} does not erase: {type(exc).__name__}"
+            ) from exc
 
     async def find(self, name: str) -> Blob:
         """Look up an object's metadata.
@@ -136,6 +166,16 @@ class Blobs:
 
     async def _info(self, name: str) -> ObjectInfo | None:
         return await _retry(lambda: self._store.get_info(name))
+
+
+def description_subject(bucket: str, name: str) -> str:
+    """The subject of an object's metadata, as all clients of NATS name it."""
+    return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def pieces_subject(bucket: str, name: str) -> str:
+    """The subject of an object's pieces, by its name."""
+    return f"$O.{bucket}.C.{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def _digest(sha256: bytes) -> str:

@@ -5,7 +5,6 @@ whole block is empty. A single deletion overwrites them, so each message is dele
 (measured on nats-server 2.15; tests/conformance/test_erasure.py reads the files).
 """
 
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from fusewire import ids
+from fusewire.blobs import description_subject, pieces_subject
 from fusewire.contracts import Priority
 from fusewire.crash_points import CrashPoint, reach
 from fusewire.topology import (
@@ -193,14 +193,16 @@ class BrokerEraser:
         return [number async for number, _ in self._messages(SEALED, subject)]
 
     async def _of_blob(self, name: str) -> list[int]:
-        """The numbers of an object's pieces, and of its description."""
-        subject = f"$O.{BLOBS.name}.M.{_subject_token(name)}"
+        """The numbers of an object's pieces, also of those without a description, and of that."""
+        descriptions = description_subject(BLOBS.name, name)
         numbers = []
-        async for number, message in self._messages(BLOB_STREAM, subject):
+        subjects = {pieces_subject(BLOBS.name, name)}
+        async for number, message in self._messages(BLOB_STREAM, descriptions):
             numbers.append(number)
-            nuid = _object(message.data or b"").get("nuid")
-            pieces = f"$O.{BLOBS.name}.C.{nuid}"
-            numbers += [piece async for piece, _ in self._messages(BLOB_STREAM, pieces)]
+            # Another one where an earlier release has put the object.
+            subjects.add(f"$O.{BLOBS.name}.C.{_object(message.data or b'').get('nuid')}")
+        for subject in sorted(subjects):
+            numbers += [number async for number, _ in self._messages(BLOB_STREAM, subject)]
         return numbers
 
     async def _has_no_blob(self) -> bool:
@@ -229,8 +231,3 @@ class BrokerEraser:
                     raise
         reach(CrashPoint.ERASE_STREAM_ERASED)
         await self._on_erased(stream, len(numbers))
-
-
-def _subject_token(name: str) -> str:
-    """An object's name in its subject, as nats-py writes it."""
-    return base64.urlsafe_b64encode(name.encode()).decode()

@@ -43,7 +43,7 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_accounts import embedded_broker
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
-from fusewire.topology import candidate_subject
+from fusewire.topology import BLOB_STORE, candidate_subject
 from fusewire_cli import erase as erase_module
 from fusewire_cli.client import Client
 from fusewire_ingest.repository.erasures import TOUCHED, Erasures, ErasureTarget
@@ -238,6 +238,25 @@ async def test_a_tenant_is_in_no_file_any_more(
         assert {"nats.FW_OUTCOME", "nats.FW_DEAD", "nats.FW_DEAD_EDGE"} <= report["counts"].keys()
         assert await client.submit({"prompt": "still here?"}, wait_s=100)
     assert files.of(canary)  # in the answers to the new prompt
+
+
+async def test_pieces_of_an_image_that_nothing_describes_are_erased_too(
+    settings: Settings, stack: Running, files: Files, canary: str, erase: Callable[..., Any]
+) -> None:
+    """As a publication that failed leaves them."""
+    async with stack(settings) as client:
+        async with Http(client.url) as http:
+            await chat(http, canary)
+        bus = Bus("ops", embedded_broker(settings.data_dir))
+        await bus.connect(timeout_s=30)
+        await bus.js.purge_stream(f"OBJ_{BLOB_STORE}", subject=f"$O.{BLOB_STORE}.M.*")
+        assert (await bus.js.stream_info(f"OBJ_{BLOB_STORE}")).state.messages == 1
+        await bus.stop()
+
+        report = await erase()
+
+        assert files.of(canary) == []
+        assert report["remains"] == []
 
 
 async def test_it_works_where_nothing_runs(

@@ -87,56 +87,67 @@ async def submit(client: Client, tenant: str, custom_id: str) -> dict[str, Any]:
     return reply
 
 
-async def test_each_tenant_submits_and_hears_its_own_replies(
-    keys: Keys, server: NatsServer, make_settings: MakeSettings, sqlite_database: Database
-) -> None:
-    settings = make_settings(nats=keys.settings("ingest", server.url), database=sqlite_database)
+@contextlib.asynccontextmanager
+async def ingest_running(settings: Settings) -> AsyncIterator[None]:
     ingest = build(settings)
     await ingest.start()
     try:
-        for tenant in TENANTS:
-            async with producer(tenant, keys, server) as client:
-                assert (await submit(client, tenant, "one"))["custom_id"] == "one"
+        yield
     finally:
         ingest.close()
         await ingest.stop()
-    store = Store(sqlite_database)
+
+
+@pytest.fixture
+def settings(
+    keys: Keys, server: NatsServer, make_settings: MakeSettings, sqlite_database: Database
+) -> Settings:
+    return make_settings(nats=keys.settings("ingest", server.url), database=sqlite_database)
+
+
+async def stored(settings: Settings) -> list[tuple[str, str]]:
+    """Tenant and custom id of each stored prompt, in order."""
+    store = Store(settings.database)
     async with store.read() as connection:
         rows = await connection.execute(text("SELECT tenant, custom_id FROM prompts"))
-        assert sorted(tuple(row) for row in rows) == [(tenant, "one") for tenant in TENANTS]
+        prompts = sorted((row.tenant, row.custom_id) for row in rows)
     await store.close()
+    return prompts
+
+
+async def test_each_tenant_submits_and_hears_its_own_replies(
+    keys: Keys, server: NatsServer, settings: Settings
+) -> None:
+    async with ingest_running(settings):
+        for tenant in TENANTS:
+            async with producer(tenant, keys, server) as client:
+                assert (await submit(client, tenant, "one"))["custom_id"] == "one"
+    assert await stored(settings) == [(tenant, "one") for tenant in TENANTS]
     assert "Violation" not in server.log()
 
 
 async def test_a_reply_goes_to_no_inbox_of_another_tenant(
-    keys: Keys, server: NatsServer, make_settings: MakeSettings, sqlite_database: Database
+    keys: Keys, server: NatsServer, settings: Settings
 ) -> None:
     """`_INBOX.acmex` begins as that of acme does, and is another's."""
-    settings = make_settings(nats=keys.settings("ingest", server.url), database=sqlite_database)
-    ingest = build(settings)
-    await ingest.start()
-    try:
-        async with producer("acme", keys, server) as acme, operator(keys, server) as ops:
-            for number, inbox in enumerate(("_INBOX.other-1.x", "_INBOX.acmex.x", "_INBOX.x")):
-                body = json.dumps({"prompt": "Why?", "custom_id": f"forged-{number}"}).encode()
-                await acme.jetstream().publish("fw.in.acme", body, headers={REPLIES: inbox})
-            assert (await submit(acme, "acme", "own"))["custom_id"] == "own"
+    async with (
+        ingest_running(settings),
+        producer("acme", keys, server) as acme,
+        operator(keys, server) as ops,
+    ):
+        for number, inbox in enumerate(("_INBOX.other-1.x", "_INBOX.acmex.x", "_INBOX.x")):
+            body = json.dumps({"prompt": "Why?", "custom_id": f"forged-{number}"}).encode()
+            await acme.jetstream().publish("fw.in.acme", body, headers={REPLIES: inbox})
+        assert (await submit(acme, "acme", "own"))["custom_id"] == "own"
 
-            async def dead_letters() -> bool:
-                return bool((await ops.js.stream_info("FW_DEAD")).state.messages == 3)
+        async def dead_letters() -> bool:
+            return bool((await ops.js.stream_info("FW_DEAD")).state.messages == 3)
 
-            await eventually(dead_letters)
-            dead = await ops.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
-            assert dead.headers is not None
-            assert "inbox prefix _INBOX.acme" in dead.headers["Fw-Reason"]
-    finally:
-        ingest.close()
-        await ingest.stop()
-    store = Store(sqlite_database)
-    async with store.read() as connection:
-        rows = await connection.execute(text("SELECT custom_id FROM prompts"))
-        assert [row.custom_id for row in rows] == ["own"]
-    await store.close()
+        await eventually(dead_letters)
+        dead = await ops.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
+        assert dead.headers is not None
+        assert "inbox prefix _INBOX.acme" in dead.headers["Fw-Reason"]
+    assert await stored(settings) == [("acme", "own")]
 
 
 async def violations(server: NatsServer, kind: str, subjects: set[str]) -> set[str]:

@@ -106,7 +106,7 @@ def _decide(
         decision = decide(case, turn.now)
         if not isinstance(decision, Ask):
             return decision, record
-        round_ = _round(case, decision, turn.store_id)
+        round_ = build_round(case, decision, turn.store_id)
         body = round_.model_dump_json()
         if _is_sendable(body):
             turn.rounds.append((round_, body))
@@ -162,7 +162,8 @@ def _planned_models(record: FusionRecord, plan: Plan) -> dict[tuple[int, str], s
     return models
 
 
-def _round(case: Case, ask: Ask, store_id: str) -> Round:
+def build_round(case: Case, ask: Ask, store_id: str) -> Round:
+    """Build the round that a strategy asks for, to be published to a broker's store."""
     plan = case.plan
     return Round(
         fusion_id=plan.fusion_id,

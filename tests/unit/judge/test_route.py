@@ -169,7 +169,7 @@ def test_a_label_says_who_is_right() -> None:
         answer("c", status="error", is_right=None),
         answer("d", status="missing"),
     ]
-    outcome = ComparedOutcome("f", "number", "b", False, None, answers)
+    outcome = ComparedOutcome("f", "number", "b", False, None, "j", answers)
     comparison = compare("p", outcome, (), Statistics())
 
     assert comparison is not None
@@ -179,7 +179,7 @@ def test_a_label_says_who_is_right() -> None:
 
 def test_without_a_label_agreement_says_how_probably() -> None:
     answers = [answer("a", vote_group=0), answer("b", vote_group=0), answer("c", vote_group=1)]
-    outcome = ComparedOutcome("f", "number", "a", None, None, answers)
+    outcome = ComparedOutcome("f", "number", "a", None, None, "j", answers)
     record = VoteRecord({}, fit({}))
     record.model.abilities.update(dict.fromkeys("abc", 0.6))  # type: ignore[attr-defined]
     comparison = compare("p", outcome, (), Statistics(votes={("p", "number"): record}))
@@ -192,13 +192,18 @@ def test_without_a_label_agreement_says_how_probably() -> None:
 
 def test_of_open_answers_the_winner_is_probably_right() -> None:
     answers = [answer("a"), answer("b"), answer("c", status="error")]
-    outcome = ComparedOutcome("f", "open", "a", None, None, answers)
+    outcome = ComparedOutcome("f", "open", "a", None, None, "j", answers)
     comparison = compare("p", outcome, (), Statistics())
 
     assert comparison is not None
     assert comparison.chances["c"] == 0.0
     assert comparison.whole == comparison.chances["a"] > comparison.chances["b"] > 0.3
-    merged = ComparedOutcome("f", "open", None, None, None, answers)
+    strict = compare("p", outcome, (), Statistics(verdict_edges={("p", "j"): 3.0}))
+    other = compare("p", outcome, (), Statistics(verdict_edges={("p", "k"): 3.0}))
+    assert strict is not None
+    assert strict.whole > comparison.whole, "this judge is right more often than most"
+    assert other == comparison
+    merged = ComparedOutcome("f", "open", None, None, None, "j", answers)
     assert compare("p", merged, (), Statistics()) is None
 
 
@@ -208,7 +213,7 @@ def test_calls_at_the_edge_cost_nothing_and_failures_have_no_price() -> None:
         answer("b", cost_usd=0.5),
         answer("c", status="error", cost_usd=None),
     ]
-    prices = mean_prices([ComparedOutcome("f", "open", "a", None, 0.25, answers)])
+    prices = mean_prices([ComparedOutcome("f", "open", "a", None, 0.25, "j", answers)])
 
     assert prices.usd == {"a": 0.0, "b": 0.5}
     assert prices.judge_usd == 0.25

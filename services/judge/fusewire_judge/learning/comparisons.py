@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from fusewire_judge.learning.judged_model import PRIOR_LOG_ODDS, Preference, chances_given
+from fusewire_judge.learning.judged_model import EDGE, PRIOR_LOG_ODDS, Preference, chances_given
 from fusewire_judge.learning.prompt_features import Features
 from fusewire_judge.learning.router import Comparison, Prices
 from fusewire_judge.learning.statistics import OPEN, Statistics
@@ -43,6 +43,7 @@ class ComparedOutcome:
     winner: str | None
     accepted: bool | None
     cost_judge_usd: float | None
+    judge_model: str | None
     answers: Sequence[ComparedAnswer]
 
     @property
@@ -96,7 +97,8 @@ def _unlabelled_chances(
 ) -> dict[str, float]:
     """By member, the probability that its answer is right; empty if nobody can tell."""
     if outcome.kind == OPEN:
-        return _open_chances(outcome, statistics.weights.get((pool, OPEN), {}))
+        edge = statistics.verdict_edges.get((pool, outcome.judge_model or ""), EDGE)
+        return _open_chances(outcome, statistics.weights.get((pool, OPEN), {}), edge)
     record = statistics.votes.get((pool, outcome.kind))
     members = list(chain.from_iterable(groups))
     if record is None or not members or not set(members) <= record.model.abilities.keys():
@@ -107,14 +109,16 @@ def _unlabelled_chances(
     return chances
 
 
-def _open_chances(outcome: ComparedOutcome, weights: Mapping[str, float]) -> dict[str, float]:
+def _open_chances(
+    outcome: ComparedOutcome, weights: Mapping[str, float], edge: float
+) -> dict[str, float]:
     names = [answer.member for answer in outcome.heard_answers if answer.status == "ok"]
     lineup = tuple(sorted(names))
     if outcome.winner not in lineup or not 2 <= len(lineup) <= MOST_SHOWN:
         return {}
     # A weight is a member's odds of being right, up to the mean of the pool.
     log_odds = {m: math.log(weights.get(m, 1.0)) + PRIOR_LOG_ODDS for m in lineup}
-    return chances_given(Preference(lineup, outcome.winner), log_odds)
+    return chances_given(Preference(lineup, outcome.winner, edge), log_odds)
 
 
 def mean_prices(outcomes: Iterable[ComparedOutcome]) -> Prices:

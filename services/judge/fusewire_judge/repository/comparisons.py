@@ -20,6 +20,7 @@ _NEWEST = (
         outcomes.c.winner,
         outcomes.c.accepted,
         outcomes.c.cost_judge_usd,
+        outcomes.c.judge_model,
         outcomes.c.finished_at,
     )
     .join(prompts, prompts.c.fusion_id == outcomes.c.fusion_id)
@@ -69,10 +70,10 @@ def newest_comparisons(
     parameters = {"pool": pool, "asked": len(models), "newest": outcome_limit}
     rows_by_fusion: defaultdict[str, list[ComparedAnswer]] = defaultdict(list)
     heads = {}
-    for fusion_id, kind, winner, accepted, judge_usd, _, *answer in connection.execute(
+    for fusion_id, kind, winner, accepted, judge_usd, judge, _, *answer in connection.execute(
         _ANSWERS, parameters
     ):
-        heads[fusion_id] = (kind, winner, accepted, judge_usd)
+        heads[fusion_id] = (kind, winner, accepted, judge_usd, judge)
         rows_by_fusion[fusion_id].append(ComparedAnswer(*answer))
     return [
         ComparedOutcome(fusion_id, *heads[fusion_id], rows)

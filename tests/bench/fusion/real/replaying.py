@@ -15,7 +15,6 @@ from fusewire.contracts import (
     PlannedJudge,
     PlannedMember,
     Prompt,
-    Round,
     Sampling,
 )
 from fusewire.testing.factories import T0
@@ -24,6 +23,7 @@ from fusewire_judge.model import Ask, Case, Decided, ReceivedCandidate
 from fusewire_judge.outcome import build
 from fusewire_judge.panel.recorded import candidates
 from fusewire_judge.strategies.decide import decide
+from fusewire_judge.turn import build_round
 
 from .dataset import Question
 
@@ -98,25 +98,14 @@ def _member(name: str, weights: ByKind) -> PlannedMember:
 
 def _with_round(case: Case, ask: Ask, question: Question) -> Case:
     """The case with what the judge said to its next round."""
-    plan = case.plan
-    published = Round(
-        fusion_id=plan.fusion_id,
-        round=ask.number,
-        tenant=plan.tenant,
-        pool=plan.pool,
-        calls=ask.calls,
-        residency=plan.residency,
-        priority=plan.priority,
-        seed=plan.seed,
-        deadline_at=ask.until,
-    )
     replies = {
         (ask.number, call.name): ReceivedCandidate(
             _reply(case, ask.number, call, question), T0, ask.number
         )
         for call in ask.calls
     }
-    return Case(case.prompt, plan, (*case.rounds, published), {**case.received, **replies})
+    rounds = (*case.rounds, build_round(case, ask, "replay"))
+    return Case(case.prompt, case.plan, rounds, {**case.received, **replies})
 
 
 def _reply(case: Case, number: int, call: Call, question: Question) -> Candidate:
