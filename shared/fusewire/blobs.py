@@ -24,6 +24,8 @@ from fusewire.errors import Transient
 
 CHUNK = 512 * 1024
 PAUSES_S = (0.2, 1.0)
+FOLLOWS = Header.EXPECTED_LAST_SUBJECT_SEQUENCE
+"""A piece's header with the sequence of the piece before it, or 0; the server checks it."""
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class Blobs:
         last_sequence = 0
         for start in range(0, len(data), CHUNK):
             # Refused where a piece of an earlier attempt has only just arrived.
-            expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(last_sequence)}
+            expected = {FOLLOWS: str(last_sequence)}
             piece = data[start : start + CHUNK]
             last_sequence = (await self._js.publish(subject, piece, headers=expected)).seq
         info = ObjectInfo(
@@ -142,7 +144,7 @@ class Blobs:
             BlobDamagedError: its content differs from what was written.
         """
         hasher = hashlib.sha256()
-        size, sequence = 0, 1
+        size, sequence = 0, 0
         while size < blob.size:
             piece, sequence = await self._piece(blob, sequence)
             hasher.update(piece)
@@ -154,15 +156,18 @@ class Blobs:
                 raise BlobDamagedError(blob.name)
             yield piece
 
-    async def _piece(self, blob: Blob, sequence: int) -> tuple[bytes, int]:
-        """The first piece from a stream sequence on, and the sequence after it."""
+    async def _piece(self, blob: Blob, previous: int) -> tuple[bytes, int]:
+        """The piece after the one with a stream sequence, or the first after 0; and its own."""
         get = functools.partial(
-            self._js.get_msg, self._stream, seq=sequence, subject=blob.subject, next=True
+            self._js.get_msg, self._stream, seq=previous + 1, subject=blob.subject, next=True
         )
         message = await _retry(get)
         if message is None or message.seq is None:
             raise BlobMissingError(blob.name)
-        return message.data or b"", message.seq + 1
+        if previous and (message.headers or {}).get(FOLLOWS) == "0":
+            # The object was put again: the copy that was begun is gone.
+            raise BlobMissingError(blob.name)
+        return message.data or b"", message.seq
 
     async def _info(self, name: str) -> ObjectInfo | None:
         return await _retry(lambda: self._store.get_info(name))

@@ -40,7 +40,7 @@ from fusewire_judge.outcome import (
     usage,
 )
 from fusewire_judge.panel import recorded as replay
-from fusewire_judge.turn import _round
+from fusewire_judge.turn import build_round
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -536,6 +536,6 @@ def test_a_round_is_as_deep_as_its_prompt_and_says_to_which_store_it_is_publishe
     decision = play.decide()
     assert isinstance(decision, Ask)
 
-    round_ = _round(play.case, decision, "s1")
+    round_ = build_round(play.case, decision, "s1")
 
     assert (round_.depth, round_.store_id) == (2, "s1")
