@@ -24,7 +24,7 @@ from fusewire.errors import Transient
 
 CHUNK = 512 * 1024
 PAUSES_S = (0.2, 1.0)
-FOLLOWS = Header.EXPECTED_LAST_SUBJECT_SEQUENCE
+FOLLOWS = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
 """A piece's header with the sequence of the piece before it, or 0; the server checks it."""
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Blobs:
             options=ObjectMetaOptions(max_chunk_size=CHUNK),
         )
         body = json.dumps(info.as_dict()).encode()
-        rollup = {Header.ROLLUP: MSG_ROLLUP_SUBJECT}
+        rollup = {Header.ROLLUP.value: MSG_ROLLUP_SUBJECT}
         await self._js.publish(description_subject(self._bucket, name), body, headers=rollup)
 
     async def delete(self, name: str) -> None:
