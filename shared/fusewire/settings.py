@@ -401,7 +401,8 @@ class Member(Section):
     model: Name
     """A configured model."""
     weight: float = Field(default=1.0, gt=0)
-    """Vote weight."""
+    """Its weight in votes, until outcomes tell more than you know: what is learned begins from it.
+    Twice that of another: its odds of being right are twice as high."""
     required: bool = False
     """Whether an outcome waits for it, quorum or not, until the panel's deadline."""
     system: str | None = None

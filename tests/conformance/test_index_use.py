@@ -90,7 +90,7 @@ async def plans(store: Store) -> AsyncIterator[Plans]:
 
 
 async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
-    handlers = Handlers(cast("Bus", None), store, FakeClock(), ["default"])
+    handlers = Handlers(cast("Bus", None), store, FakeClock(), {"default": {}})
     await handlers.update_statistics()
     assert await handlers.publish_again() == 0
     assert await handlers.sweep() == 0

@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 import structlog
 from sqlalchemy import Connection
@@ -40,6 +41,9 @@ PUBLISHED_WITHIN = timedelta(seconds=5)
 """What is committed and not known to be on the broker after this long is published again."""
 
 
+NO_POOLS: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+
+
 async def _has_none_pending(_fusion_id: str) -> bool:
     return False
 
@@ -52,7 +56,7 @@ class Handlers:
         bus: Bus,
         store: Store,
         clock: Callable[[], datetime],
-        pools: Iterable[str] = (),
+        pools: Mapping[str, Mapping[str, float]] = NO_POOLS,
         has_pending: Callable[[str], Awaitable[bool]] = _has_none_pending,
         *,
         routed_pools: Iterable[RoutedPool] = (),

@@ -75,7 +75,7 @@ class Learner:
     Args:
         store: where the outcomes are.
         clock: the time.
-        pools: the pools to learn statistics of.
+        pools: the pools to learn statistics of, with the configured weight of each member.
         routed_pools: those of them to learn routes of.
     """
 
@@ -83,12 +83,13 @@ class Learner:
         self,
         store: Store,
         clock: Callable[[], datetime],
-        pools: Iterable[str],
+        pools: Mapping[str, Mapping[str, float]],
         routed_pools: Iterable[RoutedPool] = (),
     ) -> None:
         self._store = store
         self._clock = clock
         self._pools = tuple(pools)
+        self._configured_weights = pools
         self._routes = {pool: _LearnedRoute() for pool in routed_pools}
         self._statistics = Statistics()
 
@@ -102,6 +103,7 @@ class Learner:
                 verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
                 control_picks=control_picks(connection, since),
                 checks=newest_checks(connection, self._pools, OUTCOME_WINDOW),
+                configured_weights=self._configured_weights,
             )
 
         data = await self._store.run(read, write=False)

@@ -43,7 +43,7 @@ class Judge(BusService):
             self.bus,
             self._store,
             _now,
-            settings.pools,
+            _configured_weights(settings),
             self._lookup.has_pending,
             routed_pools=_routed_pools(settings),
         )
@@ -112,6 +112,14 @@ class Judge(BusService):
         except Exception:
             # A sweep that ended would leave fusions undecided in silence.
             log.exception("judge.sweep_broken", what=name)
+
+
+def _configured_weights(settings: Settings) -> dict[str, dict[str, float]]:
+    """Return the members' weights, by pool."""
+    return {
+        name: {member.name: member.weight for member in pool.members}
+        for name, pool in settings.pools.items()
+    }
 
 
 def _routed_pools(settings: Settings) -> list[RoutedPool]:

@@ -131,7 +131,51 @@ def test_a_fit_that_goes_on_from_an_earlier_one_ends_in_the_same_place() -> None
         assert cold.accuracy(member) == pytest.approx(warm.accuracy(member), abs=0.005)
 
 
+TWO_ALIKE = Counter({Pattern((("a",), ("b", "c"))): 60, Pattern((("a",), ("b",), ("c",))): 60})
+"""b and c agree with each other alone, as of three edge models: nothing shows which is better."""
+
+
+@pytest.mark.parametrize(("better", "worse"), ["bc", "cb"])
+def test_who_is_expected_to_be_better_is_where_agreement_cannot_tell(
+    better: str, worse: str
+) -> None:
+    plain = fit(TWO_ALIKE)
+    expecting = fit(TWO_ALIKE, configured_weights={better: 2.0, worse: 1.0, "a": 0.5})
+
+    assert plain.abilities["b"] == pytest.approx(plain.abilities["c"])
+    assert expecting.abilities[better] > expecting.abilities[worse] + 0.3
+
+
+def test_only_ratios_of_what_is_expected_count() -> None:
+    tenfold = dict.fromkeys("abc", 10.0)
+    assert fit(TWO_ALIKE, configured_weights=tenfold).abilities == pytest.approx(
+        fit(TWO_ALIKE).abilities
+    )
+
+
+def test_labels_soon_tell_more_than_what_is_expected() -> None:
+    patterns = draw(world(1.5, 0.0, -0.5, collision=0.2), 300, "wrongly", labels=True)
+
+    model = fit(patterns, configured_weights={"a": 0.5, "b": 1.0, "c": 2.0})
+
+    assert sorted("abc", key=lambda m: model.abilities[m]) == ["c", "b", "a"]
+
+
 # -- the weights of votes ----------------------------------------------------------------------
+
+
+def test_a_configured_weight_counts_once() -> None:
+    """Multiplied with what is learned, it is what would be learned with the same prior."""
+    configured = {"a": 0.5, "b": 1.0, "c": 4.0}
+    model = fit(TWO_ALIKE, configured_weights=configured)
+
+    factors = vote_weights(model, TWO_ALIKE, configured)
+    weights = vote_weights(model, TWO_ALIKE)
+
+    ratio = sum(configured.values()) / 3
+    assert {m: configured[m] * factors[m] for m in "abc"} == pytest.approx(
+        {m: ratio * weights[m] for m in "abc"}
+    )
 
 
 def learn(patterns: Counter[Pattern]) -> dict[str, float]:

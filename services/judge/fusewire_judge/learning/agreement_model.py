@@ -19,12 +19,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 NODES = (-2.8569700138728, -1.3556261799742, 0.0, 1.3556261799742, 2.8569700138728)
 NODE_WEIGHTS = (0.0112574113277, 0.2220759220056, 0.5333333333333, 0.2220759220056, 0.0112574113277)
 """Gauss-Hermite quadrature of N(0, 1), for the difficulty."""
 PRIOR_ABILITY = 0.6
-"""Mean of the prior N(0.6, 1) of an ability: right on about two prompts of three."""
+"""Mean of the prior N(0.6, 1) of an ability: right on about two prompts of three. Configured
+weights move it."""
 PRIOR_SPREAD = 1.2
 SPREAD_PRECISION = 16.0
 """Of the prior of log(spread): N(log 1.2, 1/16). Without labels the spread can hardly be told from
@@ -35,6 +37,8 @@ PRIOR_COLLISION = 0.25
 STEPS = 60
 TOLERANCE = 1e-3
 """The fit ends once no ability changes by more."""
+
+NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 
 Groups = Sequence[Sequence[str]]
 """A pattern of agreement: members with equal answers together; each member once."""
@@ -132,16 +136,23 @@ def _ewens(sizes: tuple[int, ...], collision: float) -> float:
     return probability
 
 
-def fit(patterns: Mapping[Pattern, int], start: AgreementModel | None = None) -> AgreementModel:
+def fit(
+    patterns: Mapping[Pattern, int],
+    start: AgreementModel | None = None,
+    configured_weights: Mapping[str, float] = NO_WEIGHTS,
+) -> AgreementModel:
     """Fit the model to patterns and how often each occurred.
 
     Args:
         patterns: with their counts; members may be missing from some.
         start: a model fitted to much the same, from which fewer steps are needed.
+        configured_weights: by member, how much more it is expected to be right than others: odds,
+            of which ratios count. A member that is missing has 1.
     """
-    model = _first_guess(patterns, start or AgreementModel({}))
+    priors = _prior_abilities(patterns, configured_weights)
+    model = _first_guess(priors, start or AgreementModel({}))
     for _ in range(STEPS):
-        after = _expect(model, patterns.items()).maximize(model)
+        after = _expect(model, patterns.items()).maximize(model, priors)
         change = max((abs(after.abilities[m] - a) for m, a in model.abilities.items()), default=0.0)
         model = after
         if change < TOLERANCE:
@@ -149,11 +160,20 @@ def fit(patterns: Mapping[Pattern, int], start: AgreementModel | None = None) ->
     return model
 
 
-def _first_guess(patterns: Iterable[Pattern], start: AgreementModel) -> AgreementModel:
+def _prior_abilities(
+    patterns: Iterable[Pattern], configured_weights: Mapping[str, float]
+) -> dict[str, float]:
+    """By member, the mean of its ability's prior; their mean is `PRIOR_ABILITY`."""
     members: set[str] = set()
     for pattern in patterns:
         members.update(*pattern.groups)
-    abilities = {m: start.abilities.get(m, PRIOR_ABILITY) for m in sorted(members)}
+    log_odds = {m: math.log(configured_weights.get(m, 1.0)) for m in sorted(members)}
+    mean = sum(log_odds.values()) / max(1, len(log_odds))
+    return {member: PRIOR_ABILITY + value - mean for member, value in log_odds.items()}
+
+
+def _first_guess(priors: Mapping[str, float], start: AgreementModel) -> AgreementModel:
+    abilities = {member: start.abilities.get(member, prior) for member, prior in priors.items()}
     return AgreementModel(abilities, start.spread, start.collision)
 
 
@@ -184,15 +204,18 @@ class _ExpectedCounts:
         self.same += sum(nodes) * sum(math.comb(size, 2) for size in sizes)
         self.pairs += sum(nodes) * math.comb(sum(sizes), 2)
 
-    def maximize(self, model: AgreementModel) -> AgreementModel:
+    def maximize(self, model: AgreementModel, priors: Mapping[str, float]) -> AgreementModel:
         """One step of Newton's method towards the most probable parameters."""
-        abilities = {m: self._ability(m, old, model.spread) for m, old in model.abilities.items()}
+        abilities = {
+            member: self._ability(member, old, model.spread, priors[member])
+            for member, old in model.abilities.items()
+        }
         return AgreementModel(
             abilities, self._spread(abilities, model.spread), (self.same + 1) / (self.pairs + 4)
         )
 
-    def _ability(self, member: str, ability: float, spread: float) -> float:
-        gradient, curvature = PRIOR_ABILITY - ability, 1.0
+    def _ability(self, member: str, ability: float, spread: float, prior: float) -> float:
+        gradient, curvature = prior - ability, 1.0
         for right, total, chance in self._nodes(member, ability, spread):
             gradient += right - total * chance
             curvature += total * chance * (1 - chance)

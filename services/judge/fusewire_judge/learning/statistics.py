@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fusewire.contracts import ExcludedMember, Plan, PlannedJudge, PlannedMember
-from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
+from fusewire_judge.learning.agreement_model import NO_WEIGHTS, AgreementModel, Pattern, fit
 from fusewire_judge.learning.check_model import CheckEvidence, learn_edges
 from fusewire_judge.learning.judged_model import (
     EDGE,
@@ -89,6 +89,8 @@ class StoredHistory:
     control_picks: Mapping[str, Sequence[bool]] = field(default_factory=dict)
     """By judge, whether it picked the control, the newest first."""
     checks: Sequence[StoredCheck] = ()
+    configured_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By pool and member. A member that is missing has 1."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,13 @@ def learn_statistics(
     for answer in answers:
         if answer.latency_ms is not None:
             latencies[answer.pool, answer.member].append(answer.latency_ms)
-    votes = learn_votes(answers, earlier or {})
+    votes = learn_votes(answers, earlier or {}, data.configured_weights)
     weights = _learn_record_weights(answers)
     verdict_edges = _learn_verdict_edges(answers, data.verdicts)
     weights |= _learn_odds(answers, data.verdicts, verdict_edges)
-    weights |= {key: vote_weights(record.model, record.patterns) for key, record in votes.items()}
+    for key, record in votes.items():
+        configured = data.configured_weights.get(key[0], NO_WEIGHTS)
+        weights[key] = vote_weights(record.model, record.patterns, configured)
     return Statistics(
         weights=weights,
         votes=votes,
@@ -236,19 +240,24 @@ def learn_statistics(
 
 
 def learn_votes(
-    answers: Iterable[StoredAnswer], earlier: Mapping[PoolKind, VoteRecord]
+    answers: Iterable[StoredAnswer],
+    earlier: Mapping[PoolKind, VoteRecord],
+    configured_weights: Mapping[str, Mapping[str, float]],
 ) -> dict[PoolKind, VoteRecord]:
     """Fit the model of agreement to the votes of each pool on each kind of answer.
 
     Args:
         answers: stored ones; those that had no vote are left out.
-        earlier: the records that were learned last.
+        earlier: the records that were learned last, with the same configured weights.
+        configured_weights: by pool and member.
     """
     records = {}
     for key, patterns in _count_patterns(answers).items():
         last = earlier.get(key)
         if last is None or last.patterns != patterns:
-            last = VoteRecord(patterns, fit(patterns, last.model if last else None))
+            start = last.model if last else None
+            configured = configured_weights.get(key[0], NO_WEIGHTS)
+            last = VoteRecord(patterns, fit(patterns, start, configured))
         records[key] = last
     return records
 

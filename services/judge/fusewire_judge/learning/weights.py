@@ -5,7 +5,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusewire_judge.learning.agreement_model import AgreementModel, Groups, Pattern
+from fusewire_judge.learning.agreement_model import (
+    NO_WEIGHTS,
+    AgreementModel,
+    Groups,
+    Pattern,
+)
 
 MIN_OBSERVATIONS = 20
 """Observations before a member's weight moves from 1."""
@@ -31,7 +36,11 @@ class SuccessCount:
         return self.yes + self.no
 
 
-def vote_weights(model: AgreementModel, patterns: Mapping[Pattern, int]) -> dict[str, float]:
+def vote_weights(
+    model: AgreementModel,
+    patterns: Mapping[Pattern, int],
+    configured_weights: Mapping[str, float] = NO_WEIGHTS,
+) -> dict[str, float]:
     """The multipliers of the members' weights in votes on one kind of closed answer.
 
     The optimal weight of an independent voter that is right with probability p, where two wrong
@@ -43,9 +52,12 @@ def vote_weights(model: AgreementModel, patterns: Mapping[Pattern, int]) -> dict
     Args:
         model: fitted to these patterns.
         patterns: of agreement, and how often each occurred.
+        configured_weights: by member, what will be multiplied; 1 where one is missing. The model
+            knows them already, so they do not count twice.
 
     Returns:
-        By member, with a mean of 1; 1.0 for a member with fewer than 20 observations.
+        By member, so that the mean of their weights stays; 1.0 for a member with fewer than 20
+        observations.
     """
     members = _often_seen(patterns)
     if not members:
@@ -56,7 +68,7 @@ def vote_weights(model: AgreementModel, patterns: Mapping[Pattern, int]) -> dict
     decisive = max(sum(base.values()) - 2 * base[best], 0.0) + MIN_WEIGHT
     candidates = [base | {best: base[best] + more} for more in (*ADVANTAGES, decisive)]
     weights = max(candidates, key=lambda weights: sum(d.gain(weights) for d in disagreements))
-    return _scale(weights, members)
+    return _scale(weights, members, configured_weights)
 
 
 def _often_seen(patterns: Mapping[Pattern, int]) -> list[str]:
@@ -114,9 +126,13 @@ def _log_odds(model: AgreementModel, members: list[str]) -> dict[str, float]:
     return {member: max(value / mean, MIN_WEIGHT) for member, value in odds.items()}
 
 
-def _scale(weights: Mapping[str, float], members: list[str]) -> dict[str, float]:
-    mean = sum(weights[member] for member in members) / len(members)
-    return {m: weight / mean if m in members else 1.0 for m, weight in weights.items()}
+def _scale(
+    weights: Mapping[str, float], members: list[str], configured_weights: Mapping[str, float]
+) -> dict[str, float]:
+    configured = {member: configured_weights.get(member, 1.0) for member in members}
+    scale = sum(configured.values()) / sum(weights[member] for member in members)
+    multipliers = {m: weights[m] * scale / configured[m] for m in members}
+    return dict.fromkeys(weights, 1.0) | multipliers
 
 
 def record_weights(success_counts: Mapping[str, SuccessCount]) -> dict[str, float]:

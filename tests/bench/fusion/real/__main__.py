@@ -24,11 +24,14 @@ FOLDS, REPEATS, RESAMPLES = 5, 4, 2000
 LEAST = 20
 """Fewer prompts of a kind have no row of their own."""
 BEST, EQUAL, LABELLED, UNLABELLED = "best member", "equal weights", "labels", "no labels"
+EXPECTED, WRONGLY = "no labels, weights by size", "no labels, weights reversed"
 KIND_BEST, RANDOM, ORACLE = "best member by kind", "random member", "oracle"
 AIMS = {
     LABELLED: ("at most 1 point below the best member (lower 95 % bound)", -0.01),
 }
 RANDOM_AIM = "not below a random member"
+WEIGHTS = {"large": 2.0, "small": 1.0, "tiny": 0.5}
+"""What an operator who knows the sizes of the models recorded here would configure."""
 
 Shares = dict[str, float]
 """By scheme, the share of the repetitions in which it is right on one question."""
@@ -71,6 +74,10 @@ class Schemes:
             LABELLED: learn(pairs, labels=True),
             UNLABELLED: learn(pairs, labels=False),
         }
+        if {answer.member for answer in questions[0].answers} == WEIGHTS.keys():
+            reverse = {member: 1 / weight for member, weight in WEIGHTS.items()}
+            for name, weights in ((EXPECTED, WEIGHTS), (WRONGLY, reverse)):
+                self.weights[name] = learn(pairs, labels=False, configured_weights=weights)
 
     def apply(self, question: Question) -> dict[str, bool]:
         """Whether each scheme is right on a question of another fold."""
@@ -117,7 +124,8 @@ def _figures(questions: Sequence[Question], shares: Sequence[Shares], seed: str)
         "members": {m: round(fmean(q.is_right(m) for q in questions), 4) for m in members},
         "accuracy": {name: round(fmean(c[name] for c in shares), 4) for name in shares[0]},
     }
-    for name in (LABELLED, UNLABELLED, EQUAL, RANDOM, KIND_BEST, ORACLE):
+    names = (LABELLED, UNLABELLED, EXPECTED, WRONGLY, EQUAL, RANDOM, KIND_BEST, ORACLE)
+    for name in (name for name in names if name in shares[0]):
         figures[f"{name} less {BEST}"] = _difference(shares, name, BEST, seed)
     figures[f"{EQUAL} less {RANDOM}"] = _difference(shares, EQUAL, RANDOM, seed)
     return figures

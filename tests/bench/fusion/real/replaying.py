@@ -18,6 +18,7 @@ from fusewire.contracts import (
     Sampling,
 )
 from fusewire.testing.factories import T0
+from fusewire_judge.learning.agreement_model import NO_WEIGHTS
 from fusewire_judge.learning.statistics import StoredAnswer, StoredHistory, learn_statistics
 from fusewire_judge.model import Ask, Case, Decided, ReceivedCandidate
 from fusewire_judge.outcome import build
@@ -27,7 +28,7 @@ from fusewire_judge.turn import build_round
 
 from .dataset import Question
 
-JUDGE = "judge"
+JUDGE, POOL = "judge", "real"
 ByKind = Mapping[str, Mapping[str, float]]
 """Learned weights, by kind of answer and member."""
 
@@ -59,7 +60,7 @@ def _contracts(question: Question, weights: ByKind, *, is_judged: bool) -> tuple
     common: dict[str, Any] = {
         "fusion_id": ids.fusion_id("default", "real", question.custom_id),
         "tenant": "default",
-        "pool": "real",
+        "pool": POOL,
         "mode": "best-of",
         "residency": "edge-only",
         "priority": "normal",
@@ -132,18 +133,28 @@ def _reply(case: Case, number: int, call: Call, question: Question) -> Candidate
     )
 
 
-def learn(outcomes: Iterable[tuple[Question, Outcome]], *, labels: bool) -> ByKind:
+def learn(
+    outcomes: Iterable[tuple[Question, Outcome]],
+    *,
+    labels: bool,
+    configured_weights: Mapping[str, float] = NO_WEIGHTS,
+) -> ByKind:
     """The weights that the judge would learn from outcomes that it stored.
 
     Args:
         outcomes: of earlier prompts.
         labels: whether it was told who was right.
+        configured_weights: by member. What is returned is already multiplied by them.
     """
     stored: list[StoredAnswer] = []
     for question, outcome in outcomes:
         stored += _stored_answers(question, outcome, labels=labels)
-    weights = learn_statistics(StoredHistory(stored)).weights
-    return {kind: by_member for (_, kind), by_member in weights.items()}
+    configured = {POOL: configured_weights}
+    weights = learn_statistics(StoredHistory(stored, configured_weights=configured)).weights
+    return {
+        kind: {m: factor * configured_weights.get(m, 1.0) for m, factor in by_member.items()}
+        for (_, kind), by_member in weights.items()
+    }
 
 
 def _stored_answers(
