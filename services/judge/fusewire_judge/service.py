@@ -116,10 +116,11 @@ class Judge(BusService):
 
 def _configured_weights(settings: Settings) -> dict[str, dict[str, float]]:
     """Return the members' weights, by pool."""
-    return {
-        name: {member.name: member.weight for member in pool.members}
-        for name, pool in settings.pools.items()
-    }
+    return {name: _member_weights(pool) for name, pool in settings.pools.items()}
+
+
+def _member_weights(pool: Pool) -> dict[str, float]:
+    return {member.name: member.weight for member in pool.members}
 
 
 def _routed_pools(settings: Settings) -> list[RoutedPool]:

@@ -166,14 +166,14 @@ def test_labels_soon_tell_more_than_what_is_expected() -> None:
 
 def test_a_configured_weight_counts_once() -> None:
     """Multiplied with what is learned, it is what would be learned with the same prior."""
-    configured = {"a": 0.5, "b": 1.0, "c": 4.0}
-    model = fit(TWO_ALIKE, configured_weights=configured)
+    member_weights = {"a": 0.5, "b": 1.0, "c": 4.0}
+    model = fit(TWO_ALIKE, configured_weights=member_weights)
 
-    factors = vote_weights(model, TWO_ALIKE, configured)
+    factors = vote_weights(model, TWO_ALIKE, member_weights)
     weights = vote_weights(model, TWO_ALIKE)
 
-    ratio = sum(configured.values()) / 3
-    assert {m: configured[m] * factors[m] for m in "abc"} == pytest.approx(
+    ratio = sum(member_weights.values()) / 3
+    assert {m: member_weights[m] * factors[m] for m in "abc"} == pytest.approx(
         {m: ratio * weights[m] for m in "abc"}
     )
 

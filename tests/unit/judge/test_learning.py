@@ -170,13 +170,13 @@ def test_two_that_were_right_against_the_best_outvote_it_and_two_that_were_wrong
 
 def test_what_is_learned_begins_from_the_configured_weights_of_the_pool() -> None:
     rows = votes_of(("xyy", None, 60), ("xyz", None, 60))
-    configured = {"a": 1.0, "b": 3.0, "c": 1.0}
+    member_weights = {"a": 1.0, "b": 3.0, "c": 1.0}
 
     def votes(weights: dict[str, dict[str, float]]) -> dict[str, float]:
         found = learn_statistics(StoredHistory(rows, configured_weights=weights)).weights
-        return {m: configured[m] * factor for m, factor in found["p", "number"].items()}
+        return {m: member_weights[m] * factor for m, factor in found["p", "number"].items()}
 
-    own, other = votes({"p": configured}), votes({"q": configured})
+    own, other = votes({"p": member_weights}), votes({"q": member_weights})
 
     assert own["c"] < own["b"] < 2 * own["c"], "expected to be better, which counts once"
     assert 2 * other["c"] < other["b"] < 3 * other["c"], "no other pool's weights"

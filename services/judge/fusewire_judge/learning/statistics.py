@@ -223,8 +223,8 @@ def learn_statistics(
     verdict_edges = _learn_verdict_edges(answers, data.verdicts)
     weights |= _learn_odds(answers, data.verdicts, verdict_edges)
     for key, record in votes.items():
-        configured = data.configured_weights.get(key[0], NO_WEIGHTS)
-        weights[key] = vote_weights(record.model, record.patterns, configured)
+        member_weights = data.configured_weights.get(key[0], NO_WEIGHTS)
+        weights[key] = vote_weights(record.model, record.patterns, member_weights)
     return Statistics(
         weights=weights,
         votes=votes,
@@ -256,8 +256,8 @@ def learn_votes(
         last = earlier.get(key)
         if last is None or last.patterns != patterns:
             start = last.model if last else None
-            configured = configured_weights.get(key[0], NO_WEIGHTS)
-            last = VoteRecord(patterns, fit(patterns, start, configured))
+            member_weights = configured_weights.get(key[0], NO_WEIGHTS)
+            last = VoteRecord(patterns, fit(patterns, start, member_weights))
         records[key] = last
     return records
 

@@ -129,9 +129,9 @@ def _log_odds(model: AgreementModel, members: list[str]) -> dict[str, float]:
 def _scale(
     weights: Mapping[str, float], members: list[str], configured_weights: Mapping[str, float]
 ) -> dict[str, float]:
-    configured = {member: configured_weights.get(member, 1.0) for member in members}
-    scale = sum(configured.values()) / sum(weights[member] for member in members)
-    multipliers = {m: weights[m] * scale / configured[m] for m in members}
+    member_weights = {member: configured_weights.get(member, 1.0) for member in members}
+    scale = sum(member_weights.values()) / sum(weights[member] for member in members)
+    multipliers = {m: weights[m] * scale / member_weights[m] for m in members}
     return dict.fromkeys(weights, 1.0) | multipliers
 
 

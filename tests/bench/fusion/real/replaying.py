@@ -149,8 +149,8 @@ def learn(
     stored: list[StoredAnswer] = []
     for question, outcome in outcomes:
         stored += _stored_answers(question, outcome, labels=labels)
-    configured = {POOL: configured_weights}
-    weights = learn_statistics(StoredHistory(stored, configured_weights=configured)).weights
+    pool_weights = {POOL: configured_weights}
+    weights = learn_statistics(StoredHistory(stored, configured_weights=pool_weights)).weights
     return {
         kind: {m: factor * configured_weights.get(m, 1.0) for m, factor in by_member.items()}
         for (_, kind), by_member in weights.items()
