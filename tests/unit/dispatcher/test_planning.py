@@ -13,6 +13,7 @@ from fusewire.contracts import (
     ContractError,
     Message,
     Plan,
+    Policy,
     Prompt,
     Round,
     Sampling,
@@ -346,6 +347,84 @@ def test_the_catalogue_is_the_configuration() -> None:
     )
     assert (pool.judge, pool.quorum, pool.debate_rounds) == ("mist", 0.4, 1)
     assert pool.config_hash == settings().config_hash("default")
+
+
+def test_each_setting_of_a_pool_is_in_the_catalogue() -> None:
+    fields = {
+        "members": [
+            {"name": "one", "model": "tiny", "required": True, "in_steps": True, "top_p": 0.5}
+        ],
+        "jury": ["tiny", "mist"],
+        "judge_by": "margin",
+        "judge_own": True,
+        "quorum": 0.4,
+        "debate_rounds": 1,
+        "max_tokens": 99,
+        "early_stop": 0.8,
+        "hedge": 0.2,
+    }
+    pools = {
+        "default": {"judge": "tiny", **fields},
+        "jury": fields,
+        "hosted": {"members": ["mist"], "judge": "mist"},
+    }
+    configured = settings(pools=pools, tenants={"acme": {"models": ["mist"]}, "open": {}})
+    catalogue = build_catalogue(configured)
+
+    one = MemberSpec("one", "tiny", 1.0, None, Sampling(top_p=0.5, max_tokens=99), True, True)
+    assert catalogue.pools["default"] == PoolSpec(
+        members=(one,),
+        judge="tiny",
+        quorum=0.4,
+        debate_rounds=1,
+        config_hash=configured.config_hash("default"),
+        jury=("tiny", "mist"),
+        is_by_margin=True,
+        judges_own=True,
+        policy=Policy(early_stop=0.8, hedge=0.2),
+        max_tokens=99,
+    )
+    assert catalogue.pools["jury"].judge == "tiny", "the first of its jury"
+    assert catalogue.tenant_models == {"acme": {"mist"}}
+    budget = catalogue.variants["default", "budget"]
+    assert (budget.policy.gate, budget.policy.early_stop) == ("edge-first", 0.87)
+    assert (budget.quorum, budget.debate_rounds) == (0.4, 1)
+    assert budget.config_hash != catalogue.pools["default"].config_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("vendor/Mistral-7b-instruct", "mistral"),
+        ("Qwen2.5-7B", "qwen"),
+        ("gpt4", "gpt"),
+        ("405-B", "405-b"),
+        ("a/b/phi-3", "phi"),
+    ],
+)
+def test_a_family_is_guessed_from_the_name_of_a_model(name: str, family: str) -> None:
+    model = {"kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": name}
+    edge = {"kind": "edge", "path": f"/models/{name}"}
+    own = {**model, "family": "own"}
+    pools = {"default": {"members": ["m", "e", "o"], "judge": "m"}}
+    models = build_catalogue(settings(models={"m": model, "e": edge, "o": own}, pools=pools)).models
+
+    assert (models["m"].family, models["e"].family, models["o"].family) == (family, family, "own")
+
+
+def test_what_a_model_can_do_depends_on_where_it_is() -> None:
+    model = {"kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m", "images": True}
+    edge = {"kind": "edge", "path": "/models/e"}
+    pools = {"default": {"members": ["m", "e", "t"], "judge": "m"}}
+    models = build_catalogue(
+        settings(models={"m": model, "e": edge, "t": {**edge, "tools": False}}, pools=pools)
+    ).models
+
+    assert {n: (spec.has_tools, spec.has_images) for n, spec in models.items()} == {
+        "m": (True, True),
+        "e": (True, False),
+        "t": (False, False),
+    }
 
 
 def test_hosted_tasks_travel_together_and_those_of_an_edge_model() -> None:
