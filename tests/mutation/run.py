@@ -112,7 +112,11 @@ PARTS = {
     ),
     "strategies": Part(
         _others("fusewire_judge/strategies", "best_of"),
-        _tests("judge", "best_of", "merge", "debate", "tools", "decision", "margin", "form"),
+        _tests(
+            "judge",
+            *("best_of", "merge", "debate", "verify", "rules", "tools", "decision", "margin"),
+            *("form", "outcome"),
+        ),
     ),
     "shared": Part(
         tuple(f"fusewire/{name}.py" for name in ("fence", "pricing")),

@@ -187,9 +187,12 @@ class LedgerLease:
             await self._assume_lost_calls()
             return
         remaining = entry.until - self._terms.clock()
-        if remaining > timedelta(0):
+        if timedelta(0) < remaining <= self._terms.duration:
             raise EntryBusy(remaining.total_seconds())
         self._ended_calls = await self._find_ended(tuple(entry.calls))
+        if remaining > timedelta(0) and entry.calls.keys() - set(self._ended_calls):
+            # Longer than any lease: the writer's clock was ahead of this one, by hours perhaps.
+            raise EntryBusy(self._terms.duration.total_seconds())
         # Those that have ended stay in the entry: who takes over next has to ask for them too.
         self._calls = {
             call: task_calls if call in self._ended_calls else task_calls.abandon()

@@ -160,6 +160,26 @@ async def test_a_message_that_another_works_on_comes_back_when_its_lease_is_over
         assert busy.value.retry_after_s == 10.0
 
 
+async def test_a_lease_of_a_clock_that_was_ahead_holds_a_message_no_longer_than_any(
+    desk: Desk,
+) -> None:
+    desk.now += timedelta(hours=1)
+    await desk.crash("w1", "a", "b")
+    desk.now = NOW
+    writes = len(desk.ledger.entries)
+
+    with pytest.raises(EntryBusy) as busy:
+        async with desk.lease("w2"):
+            pass
+    assert busy.value.retry_after_s == LEASE.total_seconds()
+
+    # The fusion is over: nobody needs the calls any more.
+    desk.ended |= {"a", "b"}
+    async with desk.lease("w2") as lease:
+        assert lease.has_ended("a")
+    assert len(desk.ledger.entries) == writes
+
+
 async def test_the_moment_that_a_lease_ends_it_can_be_taken_over(desk: Desk) -> None:
     await desk.lease("w1").__aenter__()
     lease = desk.lease("w1")
