@@ -5,7 +5,7 @@ import io
 import json
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,17 +240,36 @@ async def test_a_tenant_is_in_no_file_any_more(
     assert files.of(canary)  # in the answers to the new prompt
 
 
-async def test_pieces_of_an_image_that_nothing_describes_are_erased_too(
-    settings: Settings, stack: Running, files: Files, canary: str, erase: Callable[..., Any]
+async def undescribed(bus: Bus) -> None:
+    """As a publication that failed leaves the pieces."""
+    await bus.js.purge_stream(f"OBJ_{BLOB_STORE}", subject=f"$O.{BLOB_STORE}.M.*")
+
+
+async def put_by_an_earlier_release(bus: Bus) -> None:
+    """The pieces have the subject that nats-py gives them."""
+    store = await bus.js.object_store(BLOB_STORE)
+    (described,) = await store.list()
+    stored = await store.get(described.name)
+    await store.put(described.name, stored.data or b"")
+
+
+@pytest.mark.parametrize("leave", [undescribed, put_by_an_earlier_release])
+async def test_pieces_of_an_image_are_erased_however_they_were_left(
+    settings: Settings,
+    stack: Running,
+    files: Files,
+    canary: str,
+    erase: Callable[..., Any],
+    leave: Callable[[Bus], Awaitable[None]],
 ) -> None:
-    """As a publication that failed leaves them."""
     async with stack(settings) as client:
         async with Http(client.url) as http:
             await chat(http, canary)
         bus = Bus("ops", embedded_broker(settings.data_dir))
         await bus.connect(timeout_s=30)
-        await bus.js.purge_stream(f"OBJ_{BLOB_STORE}", subject=f"$O.{BLOB_STORE}.M.*")
-        assert (await bus.js.stream_info(f"OBJ_{BLOB_STORE}")).state.messages == 1
+        await leave(bus)
+        info = await bus.js.stream_info(f"OBJ_{BLOB_STORE}", subjects_filter="$O.*.C.>")
+        assert info.state.subjects
         await bus.stop()
 
         report = await erase()
