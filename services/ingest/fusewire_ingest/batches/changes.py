@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 import structlog
+from sqlalchemy import Connection
 
 from fusewire import ids
 from fusewire.store.engine import Store
@@ -139,8 +140,9 @@ class BatchChanges:
         stopped_batch = await self._batches.get(tenant, batch_id)
         if stopped_batch and stopped_batch.status == "cancelled":
             await self._require_file(tenant, stopped_batch.input_file_id)
-        async with self._store.write() as connection:
-            batch = await self._batches.find_in(connection, tenant, batch_id)
+
+        def resume_in(connection: Connection) -> Batch | None:
+            batch = self._batches.find_in(connection, tenant, batch_id)
             if batch is None:
                 return None
             # A batch that only waits for its lines in flight has lost nothing yet, and continues.
@@ -150,8 +152,8 @@ class BatchChanges:
                     "batch_state",
                     f"'{batch_id}' is {batch.status}; only a cancelled batch is resumed",
                 )
-            await self._batches.delete_output_in(connection, batch_id)
-            await self._batches.change_in(
+            self._batches.delete_output_in(connection, batch_id)
+            self._batches.change_in(
                 connection,
                 batch_id,
                 # A batch that was stopped during its check is checked again.
@@ -164,6 +166,10 @@ class BatchChanges:
                 finalizing_at=None,
                 cancelled_at=None,
             )
+            return batch
+
+        if await self._store.run(resume_in, write=True) is None:
+            return None
         self._wake(batch_id)
         log.info("batch.resumed", batch_id=batch_id, tenant=tenant)
         return await self._get(tenant, batch_id)
@@ -191,17 +197,20 @@ class BatchChanges:
             )
         await self._require_file(tenant, old.input_file_id)
         new = dataclasses.replace(_retry_of(old, only, now), key_id=key_id)
-        async with self._store.write() as connection:
-            if await self._batches.add_in(connection, new):
+
+        def add_in(connection: Connection) -> None:
+            if self._batches.add_in(connection, new):
                 # Held lines of a cancelled batch are not retried: it may be resumed with them.
-                count = await self._lines.copy_in(
+                count = self._lines.copy_in(
                     connection, batch_id, new.batch_id, only, with_held=old.status == "expired"
                 )
                 if not count:
                     raise RefusedError(
                         "batch_state", f"'{batch_id}' has no failed lines to try again; see `only`"
                     )
-                await self._batches.change_in(connection, new.batch_id, total=count)
+                self._batches.change_in(connection, new.batch_id, total=count)
+
+        await self._store.run(add_in, write=True)
         self._wake(new.batch_id)
         return await self._get(tenant, new.batch_id)
 

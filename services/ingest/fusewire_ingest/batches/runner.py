@@ -10,10 +10,12 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
+from sqlalchemy import Connection
 
 from fusewire import metrics
 from fusewire.bus import fault
@@ -57,6 +59,18 @@ ENDS: Final = {
     "budget": "cancelled",
 }
 """Final statuses of batches that were stopped, by reason; all others are completed."""
+
+
+@dataclass(frozen=True)
+class _Settling:
+    """A batch after its lines were settled."""
+
+    in_flight: int
+    """How many of its lines still are."""
+    is_running: bool
+    """Whether more lines may be submitted."""
+    is_finalizing: bool
+    """Whether it has just come to its end."""
 
 
 class Runner:
@@ -257,29 +271,37 @@ class Runner:
         # Looked at without a lock first, as most looks find nothing to settle.
         if flying and not await self._lines.is_due(batch.batch_id) and not is_late:
             return batch.status == "in_progress"
-        async with self._store.write() as connection:
-            now = self._clock()
-            batch = await self._batches.lock_in(connection, batch.batch_id)
-            n_settled = batch.completed + batch.failed
-            new_lines = await self._lines.settle_in(connection, batch.batch_id, n_settled)
-            changes = _changed_sums(batch, new_lines)
-            has_held, flying = await self._lines.counts_in(connection, batch.batch_id)
-            in_flight[batch.batch_id] = flying
-            if has_held:
-                changed_batch = dataclasses.replace(batch, **changes)
-                changes |= _stop_changes(changed_batch, flying, now, is_late=is_late)
+        settling = await self._store.run(
+            lambda connection: self._settle_in(connection, batch.batch_id, is_late=is_late),
+            write=True,
+        )
+        in_flight[batch.batch_id] = settling.in_flight
+        if settling.is_finalizing:
+            self.wake(batch.batch_id)
+        return settling.is_running
+
+    def _settle_in(self, connection: Connection, batch_id: str, *, is_late: bool) -> "_Settling":
+        """Settle a batch's lines and change the batch, in one transaction."""
+        now = self._clock()
+        batch = self._batches.lock_in(connection, batch_id)
+        n_settled = batch.completed + batch.failed
+        new_lines = self._lines.settle_in(connection, batch_id, n_settled)
+        changes = _changed_sums(batch, new_lines)
+        has_held, flying = self._lines.counts_in(connection, batch_id)
+        if has_held:
             changed_batch = dataclasses.replace(batch, **changes)
-            is_open = changed_batch.status in ("in_progress", "cancelling")
-            is_stopped = (
-                changed_batch.status == "cancelling" or changed_batch.stop_reason is not None
-            )
-            if is_open and not flying and (is_stopped or not has_held):
-                changes |= {"status": "finalizing", "finalizing_at": now, "touched_at": now}
-                self.wake(batch.batch_id)
-            if changes:
-                await self._batches.change_in(connection, batch.batch_id, **changes)
-            reach(CrashPoint.BATCH_SETTLED)
-        return not is_stopped and changes.get("status") is None
+            changes |= _stop_changes(changed_batch, flying, now, is_late=is_late)
+        changed_batch = dataclasses.replace(batch, **changes)
+        is_open = changed_batch.status in ("in_progress", "cancelling")
+        is_stopped = changed_batch.status == "cancelling" or changed_batch.stop_reason is not None
+        is_finalizing = is_open and not flying and (is_stopped or not has_held)
+        if is_finalizing:
+            changes |= {"status": "finalizing", "finalizing_at": now, "touched_at": now}
+        if changes:
+            self._batches.change_in(connection, batch_id, **changes)
+        reach(CrashPoint.BATCH_SETTLED)
+        is_running = not is_stopped and changes.get("status") is None
+        return _Settling(flying, is_running=is_running, is_finalizing=is_finalizing)
 
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
         """Submit lines while the window has room, each tenant's batches in their order."""
@@ -309,39 +331,50 @@ class Runner:
                 await self._submit(batch_id, [line.line for line in group])
 
     async def _submit(self, batch_id: str, numbers: Sequence[int]) -> None:
-        """Submit lines of a batch: their prompts and the batch's row change in one transaction."""
+        """Submit lines of a batch."""
         await self._submissions.ready()
-        async with self._store.write() as connection:
-            batch = await self._batches.lock_in(connection, batch_id)
-            if batch.status != "in_progress":
-                return
-            held_lines = await self._lines.held_in(connection, batch_id, numbers)
-            spans = [(line.byte_offset, line.byte_length) for line in held_lines]
-            data = await self._files.cut_in(connection, batch.input_file_id, spans)
-            prompts, errors = self._read(batch, held_lines, data)
-            acceptances = await connection.run_sync(
-                self._submissions.add_in, list(prompts.values()), [None] * len(prompts)
-            )
-            fusion_ids, refusals = _split(prompts, acceptances)
-            await self._lines.fly_in(connection, batch_id, fusion_ids)
-            new_lines = await self._lines.fail_in(
-                connection, batch_id, errors + refusals, batch.completed + batch.failed
-            )
-            changes = _changed_sums(batch, new_lines)
-            accounts = [acceptance.account_over_budget for acceptance in acceptances]
-            account = next(filter(None, accounts), None)
-            waiting_for = f"the budget of {describe(account)}" if account else None
-            if batch.waiting_for != waiting_for:
-                changes["waiting_for"] = waiting_for
-            if changes:
-                await self._batches.change_in(connection, batch_id, **changes)
-            reach(CrashPoint.BATCH_LINES_STORED)
+        acceptances = await self._store.run(
+            lambda connection: self._submit_in(connection, batch_id, numbers), write=True
+        )
         reach(CrashPoint.BATCH_LINES_COMMITTED)
-        if account:
+        if any(acceptance.account_over_budget for acceptance in acceptances):
             # The batch alone: another of the tenant may have a key or a pool with money left.
             self._pause_ends[batch_id] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S
         accepted = [acceptance for acceptance in acceptances if refusal(acceptance) is None]
         self._intake.hand_over(accepted, "batch")
+
+    def _submit_in(
+        self, connection: Connection, batch_id: str, numbers: Sequence[int]
+    ) -> list[Acceptance]:
+        """Store the prompts of lines and change their batch's row, in one transaction.
+
+        Returns nothing if the batch does not run any more.
+        """
+        batch = self._batches.lock_in(connection, batch_id)
+        if batch.status != "in_progress":
+            return []
+        held_lines = self._lines.held_in(connection, batch_id, numbers)
+        spans = [(line.byte_offset, line.byte_length) for line in held_lines]
+        data = self._files.cut_in(connection, batch.input_file_id, spans)
+        prompts, errors = self._read(batch, held_lines, data)
+        acceptances = self._submissions.add_in(
+            connection, list(prompts.values()), [None] * len(prompts)
+        )
+        fusion_ids, refusals = _split(prompts, acceptances)
+        self._lines.fly_in(connection, batch_id, fusion_ids)
+        new_lines = self._lines.fail_in(
+            connection, batch_id, errors + refusals, batch.completed + batch.failed
+        )
+        changes = _changed_sums(batch, new_lines)
+        accounts = [acceptance.account_over_budget for acceptance in acceptances]
+        account = next(filter(None, accounts), None)
+        waiting_for = f"the budget of {describe(account)}" if account else None
+        if batch.waiting_for != waiting_for:
+            changes["waiting_for"] = waiting_for
+        if changes:
+            self._batches.change_in(connection, batch_id, **changes)
+        reach(CrashPoint.BATCH_LINES_STORED)
+        return acceptances
 
     def _read(
         self, batch: Batch, held_lines: Sequence[HeldLine], data: Sequence[bytes]

@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.engine import Store
 from fusewire.store.tables import batch_lines, batches, files, outcomes
@@ -92,15 +91,14 @@ class Batches:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def add_in(self, connection: AsyncConnection, batch: Batch) -> bool:
+    def add_in(self, connection: Connection, batch: Batch) -> bool:
         """Store a batch within a transaction of the caller; False if it exists already."""
-        insertion = await connection.execute(_ADD[connection.dialect.name], vars(batch))
+        insertion = connection.execute(_ADD[connection.dialect.name], vars(batch))
         return insertion.rowcount > 0
 
     async def add(self, batch: Batch) -> bool:
         """Store a batch; False if it exists already."""
-        async with self._store.write() as connection:
-            return await self.add_in(connection, batch)
+        return await self._store.run(lambda connection: self.add_in(connection, batch), write=True)
 
     async def get(self, tenant: str, batch_id: str) -> Batch | None:
         """Read a batch of a tenant; None if there is none of that id."""
@@ -151,37 +149,35 @@ class Batches:
         """List the batches that are not over, by priority, then the oldest first."""
         oldest_first = (batches.c.created_at, batches.c.batch_id)
         query = select(*_COLUMNS).where(batches.c.status.in_(OPEN)).order_by(*oldest_first)
-        async with self._store.read() as connection:
-            open_batches = [Batch(**row) for row in (await connection.execute(query)).mappings()]
+        open_batches = await self._store.run(
+            lambda connection: [Batch(**row) for row in connection.execute(query).mappings()],
+            write=False,
+        )
         priorities = ("high", "normal", "low")
         return sorted(open_batches, key=lambda batch: priorities.index(batch.priority))
 
-    async def find_in(
-        self, connection: AsyncConnection, tenant: str, batch_id: str
-    ) -> Batch | None:
+    def find_in(self, connection: Connection, tenant: str, batch_id: str) -> Batch | None:
         """Read a batch of a tenant, and lock it as `lock_in` does; None if there is none."""
         query = (
             select(*_COLUMNS)
             .where(batches.c.batch_id == batch_id, batches.c.tenant == tenant)
             .with_for_update()
         )
-        row = (await connection.execute(query)).mappings().one_or_none()
+        row = connection.execute(query).mappings().one_or_none()
         return Batch(**row) if row else None
 
-    async def delete_output_in(self, connection: AsyncConnection, batch_id: str) -> None:
+    def delete_output_in(self, connection: Connection, batch_id: str) -> None:
         """Delete the files that a batch wrote, since it is resumed."""
-        await connection.execute(files.delete().where(files.c.batch_id == batch_id))
+        connection.execute(files.delete().where(files.c.batch_id == batch_id))
 
-    async def lock_in(self, connection: AsyncConnection, batch_id: str) -> Batch:
+    def lock_in(self, connection: Connection, batch_id: str) -> Batch:
         """Read a batch, and lock its row until the caller's transaction ends."""
         query = select(*_COLUMNS).where(batches.c.batch_id == batch_id).with_for_update()
-        return Batch(**(await connection.execute(query)).mappings().one())
+        return Batch(**connection.execute(query).mappings().one())
 
-    async def change_in(self, connection: AsyncConnection, batch_id: str, **values: Any) -> None:
+    def change_in(self, connection: Connection, batch_id: str, **values: Any) -> None:
         """Set columns of a batch within a transaction of the caller."""
-        await connection.execute(
-            update(batches).where(batches.c.batch_id == batch_id).values(**values)
-        )
+        connection.execute(update(batches).where(batches.c.batch_id == batch_id).values(**values))
 
     async def change(self, batch_id: str, *statuses: str, **values: Any) -> bool:
         """Set columns of a batch if it is in one of these statuses; returns whether it was."""

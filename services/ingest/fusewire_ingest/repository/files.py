@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
-from sqlalchemy import ColumnElement, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select, update
 
 from fusewire.store.engine import Store
 from fusewire.store.tables import batches, file_chunks, files
@@ -181,12 +181,13 @@ class Files:
         """Read an uploaded file, a chunk at a time."""
         n_chunks = -(-file.bytes // CHUNK)
         for number in range(n_chunks):
-            async with self._store.read() as connection:
-                chunks = await self._chunks_in(connection, file.file_id, [number])
+            chunks = await self._store.run(
+                partial(_chunks_in, file_id=file.file_id, numbers=[number]), write=False
+            )
             yield chunks[number]
 
-    async def cut_in(
-        self, connection: AsyncConnection, file_id: str, spans: Sequence[tuple[int, int]]
+    def cut_in(
+        self, connection: Connection, file_id: str, spans: Sequence[tuple[int, int]]
     ) -> list[bytes]:
         """Read pieces of a file within a transaction of the caller.
 
@@ -198,7 +199,7 @@ class Files:
         numbers: set[int] = set()
         for offset, length in spans:
             numbers.update(_chunk_numbers(offset, length))
-        chunks = await self._chunks_in(connection, file_id, sorted(numbers))
+        chunks = _chunks_in(connection, file_id, sorted(numbers))
         pieces = []
         for offset, length in spans:
             span_numbers = _chunk_numbers(offset, length)
@@ -207,14 +208,12 @@ class Files:
             pieces.append(joined_chunks[start : start + length])
         return pieces
 
-    @staticmethod
-    async def _chunks_in(
-        connection: AsyncConnection, file_id: str, numbers: Sequence[int]
-    ) -> dict[int, bytes]:
-        query = select(file_chunks.c.number, file_chunks.c.data).where(
-            file_chunks.c.file_id == file_id, file_chunks.c.number.in_(numbers)
-        )
-        return {row.number: row.data for row in await connection.execute(query)}
+
+def _chunks_in(connection: Connection, file_id: str, numbers: Sequence[int]) -> dict[int, bytes]:
+    query = select(file_chunks.c.number, file_chunks.c.data).where(
+        file_chunks.c.file_id == file_id, file_chunks.c.number.in_(numbers)
+    )
+    return {row.number: row.data for row in connection.execute(query)}
 
 
 def _chunk_numbers(offset: int, length: int) -> range:

@@ -5,9 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, bindparam, case, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.contracts import ANSWERED
 from fusewire.errors import TextsDeletedError
@@ -143,8 +152,8 @@ class BatchLines:
         async with self._store.write() as connection:
             await connection.execute(batch_lines.delete().where(_L.batch_id == batch_id))
 
-    async def copy_in(
-        self, connection: AsyncConnection, source: str, target: str, only: Only, *, with_held: bool
+    def copy_in(
+        self, connection: Connection, source: str, target: str, only: Only, *, with_held: bool
     ) -> int:
         """Copy the failed lines of a batch to another, as held; returns how many.
 
@@ -165,28 +174,33 @@ class BatchLines:
             _L.batch_id == source, condition
         )
         names = ["batch_id", "state", *(column.name for column in columns)]
-        await connection.execute(insert(batch_lines).from_select(names, rows))
+        connection.execute(insert(batch_lines).from_select(names, rows))
         count = select(func.count()).select_from(batch_lines).where(_L.batch_id == target)
-        return int((await connection.execute(count)).scalar_one())
+        return int(connection.execute(count).scalar_one())
 
     async def in_flight(self) -> dict[str, int]:
         """Count the lines of each batch that are in flight."""
         query = select(_L.batch_id, func.count()).where(_L.state == "flying").group_by(_L.batch_id)
-        async with self._store.read() as connection:
-            return {row[0]: row[1] for row in await connection.execute(query)}
+        rows = await self._store.run(
+            lambda connection: connection.execute(query).all(), write=False
+        )
+        return {row[0]: row[1] for row in rows}
 
     async def find_held(self, batch_ids: Iterable[str], most: int) -> list[PendingLine]:
         """List the first held lines of some batches, in the order of the batches."""
-        lines: list[PendingLine] = []
-        async with self._store.read() as connection:
+
+        def find(connection: Connection) -> list[PendingLine]:
+            lines: list[PendingLine] = []
             for batch_id in batch_ids:
                 if len(lines) >= most:
                     break
-                rows = await connection.execute(_HELD, {"of": batch_id, "most": most - len(lines)})
+                rows = connection.execute(_HELD, {"of": batch_id, "most": most - len(lines)})
                 lines += [PendingLine(batch_id, row.line, row.byte_length) for row in rows]
-        return lines
+            return lines
 
-    async def counts_in(self, connection: AsyncConnection, batch_id: str) -> tuple[bool, int]:
+        return await self._store.run(find, write=False)
+
+    def counts_in(self, connection: Connection, batch_id: str) -> tuple[bool, int]:
         """Whether any line of a batch is held, and how many are in flight."""
         first_held = select(_L.line).where(_L.batch_id == batch_id, _L.state == "held").limit(1)
         flying_count = (
@@ -194,11 +208,11 @@ class BatchLines:
             .select_from(batch_lines)
             .where(_L.batch_id == batch_id, _L.state == "flying")
         )
-        has_held = (await connection.execute(first_held)).first() is not None
-        return has_held, int((await connection.execute(flying_count)).scalar_one())
+        has_held = connection.execute(first_held).first() is not None
+        return has_held, int(connection.execute(flying_count).scalar_one())
 
-    async def held_in(
-        self, connection: AsyncConnection, batch_id: str, numbers: Sequence[int]
+    def held_in(
+        self, connection: Connection, batch_id: str, numbers: Sequence[int]
     ) -> list[HeldLine]:
         """Read those of some lines that are still held."""
         query = (
@@ -206,19 +220,19 @@ class BatchLines:
             .where(_L.batch_id == batch_id, _L.state == "held", _L.line.in_(numbers))
             .order_by(_L.line)
         )
-        return [HeldLine(*row) for row in await connection.execute(query)]
+        return [HeldLine(*row) for row in connection.execute(query)]
 
-    async def fly_in(
-        self, connection: AsyncConnection, batch_id: str, submitted_lines: Sequence[tuple[int, str]]
+    def fly_in(
+        self, connection: Connection, batch_id: str, submitted_lines: Sequence[tuple[int, str]]
     ) -> None:
         """Mark held lines as flying, each with the id of its fusion."""
         rows = [{"of": batch_id, "at": line, "fusion": key} for line, key in submitted_lines]
         if rows:
-            await connection.execute(_FLY, rows)
+            connection.execute(_FLY, rows)
 
-    async def fail_in(
+    def fail_in(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         batch_id: str,
         errors: Sequence[tuple[int, dict[str, Any]]],
         settled: int,
@@ -243,17 +257,18 @@ class BatchLines:
             for number, (line, error) in enumerate(errors, settled + 1)
         ]
         if rows:
-            await connection.execute(_SETTLE, rows)
+            connection.execute(_SETTLE, rows)
         return SettledLines(failed=len(rows))
 
     async def is_due(self, batch_id: str) -> bool:
         """Whether a flying line of a batch has its outcome."""
-        async with self._store.read() as connection:
-            return (await connection.execute(_DUE.limit(1), {"of": batch_id})).first() is not None
+        query = _DUE.limit(1)
+        return await self._store.run(
+            lambda connection: connection.execute(query, {"of": batch_id}).first() is not None,
+            write=False,
+        )
 
-    async def settle_in(
-        self, connection: AsyncConnection, batch_id: str, settled: int
-    ) -> SettledLines:
+    def settle_in(self, connection: Connection, batch_id: str, settled: int) -> SettledLines:
         """Settle flying lines that have an outcome, at most SETTLE_MOST.
 
         Args:
@@ -261,7 +276,7 @@ class BatchLines:
             batch_id: the batch.
             settled: how many lines of the batch have settled before.
         """
-        due = (await connection.execute(_DUE, {"of": batch_id})).all()
+        due = connection.execute(_DUE, {"of": batch_id}).all()
         rows = []
         for number, row in enumerate(due, settled + 1):
             # _DUE reads the body of those outcomes only that have no answer.
@@ -279,7 +294,7 @@ class BatchLines:
                 }
             )
         if rows:
-            await connection.execute(_SETTLE, rows)
+            connection.execute(_SETTLE, rows)
         n_answered = sum(row.body is None for row in due)
         return SettledLines(
             answered=n_answered,
