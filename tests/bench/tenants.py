@@ -193,6 +193,7 @@ def spread(chats: list[Chat], load: float, file: Path) -> dict[str, Any]:
         "stages_ms": stages_ms(chats, file),
         "prompts": len(values),
         "p50_ms": round(quantile(values, 0.5), 1),
+        "p90_ms": round(quantile(values, 0.9), 1),
         "p99_ms": round(quantile(values, 0.99), 1),
         "max_ms": round(max(values), 1),
         "load": round(load, 1),
@@ -331,8 +332,8 @@ def main() -> None:
     }
     for label, row in rows.items():
         print(
-            f"{label:30} p50 {row['p50_ms']:8.1f} ms, p99 {row['p99_ms']:8.1f} ms"
-            f" ({row['prompts']} prompts, load {row['load']})"
+            f"{label:30} p50 {row['p50_ms']:8.1f} ms, p90 {row['p90_ms']:8.1f} ms,"
+            f" p99 {row['p99_ms']:8.1f} ms ({row['prompts']} prompts, load {row['load']})"
         )
         print("   ", ", ".join(f"{step} {ms:.0f}" for step, ms in row["stages_ms"].items()))
     print(

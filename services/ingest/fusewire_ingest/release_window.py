@@ -5,17 +5,21 @@ Algorithms for Congestion Avoidance, Computer Networks 17, 1989). The sign of co
 lateness of the event loop: a loop that is late for one task is late for all.
 """
 
+import math
 from dataclasses import dataclass
 
 LEAST = 8
 """The least that it shrinks to."""
-LATE_S = 0.004
+LATE_S = 0.003
 """Mean lateness from which on there are too many lines: a prompt takes some twenty turns."""
 ADJUST_EVERY_S = 0.5
 DECREASE = 0.7
 INCREASE = 2
 OTHERS_S = 10.0
 """How long after a prompt the next one is expected."""
+SPREAD = 64
+"""Looks over which a window is released while others send prompts. Lines that are released
+together are answered together, and hold up everything else then."""
 
 
 @dataclass
@@ -25,13 +29,20 @@ class ReleaseWindow:
     Attributes:
         most: its size while nobody else sends prompts.
         size: its size now.
+        is_shared: whether others send prompts.
     """
 
     most: int
     size: int
+    is_shared: bool = False
     _late_s: float = 0.0
     _looks: int = 0
     _adjusted_at: float = 0.0
+
+    @property
+    def at_once(self) -> int:
+        """How many lines one look may release."""
+        return math.ceil(self.size / SPREAD) if self.is_shared else self.size
 
     def adjust(self, late_s: float, last_prompt_at: float | None, now: float) -> int:
         """Note how late a look was, and return the window's size.
@@ -43,7 +54,8 @@ class ReleaseWindow:
         """
         self._late_s += late_s
         self._looks += 1
-        if last_prompt_at is None or now - last_prompt_at > OTHERS_S:
+        self.is_shared = last_prompt_at is not None and now - last_prompt_at <= OTHERS_S
+        if not self.is_shared:
             self.size = self.most
         elif now - self._adjusted_at < ADJUST_EVERY_S:
             return self.size

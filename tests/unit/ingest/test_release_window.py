@@ -2,7 +2,14 @@
 
 import pytest
 
-from fusewire_ingest.release_window import ADJUST_EVERY_S, LATE_S, LEAST, OTHERS_S, ReleaseWindow
+from fusewire_ingest.release_window import (
+    ADJUST_EVERY_S,
+    LATE_S,
+    LEAST,
+    OTHERS_S,
+    SPREAD,
+    ReleaseWindow,
+)
 
 LATE, PROMPT = 2 * LATE_S, LATE_S / 2
 
@@ -51,3 +58,16 @@ def test_it_is_never_larger_than_configured_nor_none(most: int) -> None:
 
     assert min(sizes(window, LATE, 30)) == min(most, LEAST)
     assert max(sizes(window, PROMPT, 300, since=100.0)) == most
+
+
+def test_it_is_released_bit_by_bit_while_others_send_prompts() -> None:
+    window = ReleaseWindow(256, 256)
+
+    window.adjust(0.0, None, 1.0)
+    assert window.at_once == 256
+    window.adjust(0.0, 2.0, 2.0)
+    assert window.at_once == 256 / SPREAD
+    sizes(window, LATE, 20, since=3.0)
+    assert (window.size, window.at_once) == (LEAST, 1)
+    window.adjust(0.0, 3.0, 3.0 + 100 * OTHERS_S)
+    assert window.at_once == 256

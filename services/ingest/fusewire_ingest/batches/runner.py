@@ -309,7 +309,7 @@ class Runner:
         # (docs/decisions/0022), and a shorter one while they come and this process is late (57).
         now_s = asyncio.get_running_loop().time()
         window = self._window.adjust(self._late_s, self._intake.last_prompt_at, now_s)
-        room = window - sum(in_flight.values())
+        room = min(window - sum(in_flight.values()), self._window.at_once)
         by_tenant: dict[str, list[str]] = defaultdict(list)
         limits: dict[str, int] = {}
         for batch in running:
