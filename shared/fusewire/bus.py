@@ -368,7 +368,7 @@ class Bus:
             ) from None
         except (NatsError, OSError, TimeoutError) as exc:
             raise Transient(f"publishing to {subject} failed: {type(exc).__name__}") from None
-        metrics.PUBLISHED.labels(self.service, ack.stream).inc()
+        metrics.published(self.service, ack.stream).inc()
         return not ack.duplicate
 
     # -- receiving ----------------------------------------------------------------------------
@@ -458,7 +458,7 @@ class Bus:
         ):
             result = await self.run_guarded(delivery, lambda: self._run(delivery, handler))
         metrics.count_handled(self.service, delivery.stream, result)
-        metrics.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(
+        metrics.handle_seconds(self.service, delivery.stream).observe(
             time.perf_counter() - started_at
         )
 

@@ -383,7 +383,7 @@ class BatchLoop(Loop):
         """Run the handler on a batch; then ack, nak or dead-letter its messages."""
         with self._bus.holding(*batch):
             try:
-                with metrics.HANDLE_SECONDS.labels(self._bus.service, batch[0].stream).time():
+                with metrics.handle_seconds(self._bus.service, batch[0].stream).time():
                     await self._handle_with_retries(batch)
             except asyncio.CancelledError:
                 await self._hand_back(batch)

@@ -304,6 +304,18 @@ DATABASE_FAILURES = _counter(
 
 
 @functools.cache
+def published(service: str, stream: str) -> Counter:
+    """Messages that a service has published to a stream."""
+    return PUBLISHED.labels(service, stream)
+
+
+@functools.cache
+def handle_seconds(service: str, stream: str) -> Histogram:
+    """How long a service handles a stream's messages."""
+    return HANDLE_SECONDS.labels(service, stream)
+
+
+@functools.cache
 def _result_counters(service: str, stream: str) -> dict[str, Counter]:
     # All results at once: Prometheus sees no increase in a series that begins with 1.
     return {result: HANDLED.labels(service, stream, result) for result in RESULTS}

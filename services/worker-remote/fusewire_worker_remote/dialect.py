@@ -98,6 +98,8 @@ class Dialect(BaseModel):
 
     def merge(self, other: "Dialect") -> "Dialect":
         """Return the dialect with the differences of both; `other` wins on names."""
+        if other is PLAIN:
+            return self
         forms: list[SchemaForm] = ["schema", "json", "words"]
         return Dialect(
             dropped=tuple(sorted({*self.dropped, *other.dropped})),

@@ -1,6 +1,7 @@
 """Learned dialects of models, remembered here and shared with other workers."""
 
 import hashlib
+from functools import lru_cache
 from typing import Protocol
 
 import nats.errors
@@ -33,8 +34,12 @@ def dialect_key(model: RemoteModel) -> str:
 
     Two configured models that have the same address and name there share their dialect.
     """
-    parts = (model.provider, model.base_url.rstrip("/"), model.model)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return _hash("\n".join((model.provider, model.base_url.rstrip("/"), model.model)))
+
+
+@lru_cache(maxsize=1024)
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class MemoryDialects:

@@ -103,9 +103,19 @@ def clean(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _visible(text: str) -> str:
-    visible = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE)
+    visible = text
+    # Most texts hold nothing invisible, and looking at each character takes long.
+    if not _is_printable(text):
+        visible = "".join(
+            c for c in text if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE
+        )
     # No token spans lines, so the texts before and after one never join into another token.
     return _SELF.sub(r"\1 an assistant", _TEMPLATE.sub("\n", visible))
+
+
+def _is_printable(text: str) -> bool:
+    """Whether a text holds no invisible characters but line breaks and tabs."""
+    return text.replace("\n", "").replace("\t", "").isprintable()
 
 
 def make_lineup(

@@ -52,6 +52,8 @@ def decide(case: Case, now: datetime) -> Decision:
     """
     if not case.plan.members:
         return _no_members(case)
+    if wait := _wait_for_replies(case, now):
+        return wait
     panel = convene(case, now)
     if not isinstance(panel, Panel):
         return panel
@@ -99,24 +101,36 @@ def _repair_or_choose(case: Case, panel: Panel) -> Steps:
 # -- running a strategy -----------------------------------------------------------------------
 
 
-def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
+def _strategy_rounds(case: Case) -> Sequence[Round]:
+    """The rounds of the strategy: those of the panel come first (docs/decisions/0013)."""
+    return case.rounds[len(case.panel_rounds) :]
+
+
+def _wait_for_replies(case: Case, now: datetime) -> Wait | None:
+    """Wait for the last round's replies; None if all are there or its deadline has passed.
+
+    Without them the strategy need not be replayed.
+    """
+    rounds = _strategy_rounds(case)
+    if not rounds or now >= rounds[-1].deadline_at:
+        return None
+    last = rounds[-1]
+    is_whole = len(_timely_replies(case, last)) == len(last.calls)
+    return None if is_whole else Wait(last.deadline_at)
+
+
+def _run(case: Case, steps: Steps, now: datetime) -> Ask | Decided:
     """Replay the strategy's rounds to it; decide on the calls that it needs next.
 
     After the deadline, or beyond a limit of the pool, it gets no more replies and has to end.
     """
-    # Rounds of the panel come first, and are no strategy's (docs/decisions/0013).
-    rounds = case.rounds[len(case.panel_rounds) :]
     exceeded_limit: str | None = None
     try:
         # From its beginning each time: no state of a strategy is stored or migrated
         # (docs/decisions/0001).
         make_calls = next(steps)
-        for round_ in rounds:
-            replies = _timely_replies(case, round_)
-            is_last = round_ is rounds[-1]
-            if is_last and len(replies) < len(round_.calls) and now < round_.deadline_at:
-                return Wait(round_.deadline_at)
-            make_calls = steps.send(replies)
+        for round_ in _strategy_rounds(case):
+            make_calls = steps.send(_timely_replies(case, round_))
         if now < case.plan.deadline_at:
             calls = make_calls()
             exceeded_limit = _exceeded_limit(case, calls)

@@ -128,7 +128,7 @@ def request(  # noqa: PLR0917 - the parts of a request, in their order
 
     The task's id is the idempotency key, for servers that support one.
     """
-    model_dialect = Dialect(dropped=model.drop).merge(dialect)
+    model_dialect = Dialect(dropped=model.drop).merge(dialect) if model.drop else dialect
     wire_payload = model_dialect.apply({**payload, **model.params})
     headers = {
         "Content-Type": "application/json",
