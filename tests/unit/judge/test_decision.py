@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from fusewire.contracts import ExcludedMember, PlannedJudge, Round, Sampling, Tool, ToolCall
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire_judge.model import Ask, Decided, Draft
+from fusewire_judge.model import Ask, Case, Decided, Draft, Panel, Steps
+from fusewire_judge.strategies.best_of import best_of
+from fusewire_judge.strategies.decide import STRATEGIES
 
 if TYPE_CHECKING:
     from conftest import ScriptedFusion
@@ -351,6 +353,25 @@ def test_where_a_call_is_demanded_text_does_not_outvote_it(begin: Begin, choice:
     replies = {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]}
 
     assert answer_with_calls(begin, replies, prompt={"tool_choice": choice}).ends().tool_calls
+
+
+def test_while_replies_are_missing_nothing_is_computed(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion = begin().says(**OPEN)
+    first, *_ = fusion.asks()
+    replays: list[Panel] = []
+
+    def strategy(case: Case, panel: Panel) -> Steps:
+        replays.append(panel)
+        return best_of(case, panel)
+
+    monkeypatch.setitem(STRATEGIES, "best-of", strategy)
+
+    assert fusion.replies(**{first.replace("-", "_"): "?"}).waits() == 60
+    assert not replays
+    fusion.later(61).ends()
+    assert len(replays) == 1
 
 
 # -- the deadline -----------------------------------------------------------------------------
