@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,13 @@ def start(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def crash_points() -> dict[str, Any]:
     """Each named crash point `CRASH_ROUNDS` times on both databases (docs/decisions/0059)."""
     with ThreadPoolExecutor() as both:
-        codes = list(both.map(crash_points_on, DATABASES))
+        try:
+            codes = list(both.map(crash_points_on, DATABASES))
+        except SystemExit:
+            # The threads wait for what they have started.
+            for process in chain.from_iterable(marked(f"crash-{d}") for d in DATABASES):
+                process.terminate()
+            raise
     reports = [BUILD / f"crash-{database}.jsonl" for database in DATABASES]
     lines = [line for report in reports if report.exists() for line in report.open()]
     kills = [json.loads(line) for line in lines]
@@ -178,13 +185,12 @@ def crash_points_on(database: str) -> int | str:
 
 def bounded(command: Sequence[str], name: str, seconds: float, **env: str) -> int | str:
     """Run a command for so long at most; returns its code. None of its processes is left."""
-    mark = f"{os.getpid()}-{name}"
     with (BUILD / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
             command,
             stdout=log,
             stderr=log,
-            env={**os.environ, **env, MARK: mark},
+            env={**os.environ, **env, MARK: run_mark(name)},
             start_new_session=True,
         )
         try:
@@ -193,26 +199,33 @@ def bounded(command: Sequence[str], name: str, seconds: float, **env: str) -> in
             process.send_signal(signal.SIGTERM)
             code = f"no end after {seconds:.0f} s"
         finally:
-            left = end_all(mark)
+            left = end_all(name)
     # What a part that was ended had started ends with it; else it has left something behind.
     return f"{left} processes left behind" if left and code == 0 else code
 
 
-def end_all(mark: str) -> int:
+def run_mark(name: str) -> str:
+    """What all processes of a run of this process have in their environment."""
+    return f"{os.getpid()}-{name}"
+
+
+def end_all(name: str) -> int:
     """End the processes of a run that are left after a moment; returns how many that were."""
     deadline = time.monotonic() + 10
-    while (left := marked(mark)) and time.monotonic() < deadline:
+    while (left := marked(name)) and time.monotonic() < deadline:
         time.sleep(0.2)
     for process in left:
         process.kill()
     return len(left)
 
 
-def marked(mark: str) -> list[psutil.Process]:
+def marked(name: str) -> list[psutil.Process]:
+    """The processes of a run."""
     processes = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            is_ours = process.environ().get(MARK) == run_mark(name)
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 processes.append(process)
         except psutil.Error:
             continue
