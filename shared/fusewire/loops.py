@@ -31,6 +31,9 @@ from fusewire.topology import PRIORITY, Durable
 
 log = structlog.get_logger(__name__)
 
+QUIET_S = 0.005
+"""After so long without a message the next one is expected to come alone. To ask for more would
+cost a request, and a reply that there are none."""
 LINGER_S = 0.001
 """How long a batch waits for more messages after the first: members of one pool tend to answer
 together, and a transaction for three of them costs little more than for one."""
@@ -150,6 +153,8 @@ class _Priorities(Loop, abc.ABC):
         self._capacity_change = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._waits: dict[int, asyncio.Task[list[Msg]]] = {}
+        self._is_quiet = False
+        """Whether all durables were empty for a while, so that the next message comes alone."""
 
     def pullers(self) -> Sequence[PullConsumer]:
         """One for each durable."""
@@ -166,11 +171,14 @@ class _Priorities(Loop, abc.ABC):
         free = self._free()
         self._capacity_change.clear()
         if free > 0:
-            if messages := await self._take(free):
+            if not self._is_quiet and (messages := await self._take(free)):
                 self._begin(messages)
                 return
             self._open_waits(free)
+        were_empty = len(self._waits) == len(self._pullers)
+        waiting_since = time.monotonic()
         await self._wait_for_change()
+        self._is_quiet = were_empty and time.monotonic() - waiting_since > QUIET_S
         for rank in sorted(self._waits):
             if self._waits[rank].done():
                 await self._begin_or_hand_back(self._waits.pop(rank).result())

@@ -12,7 +12,7 @@ from fusewire import loops, pull
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import PRIORITIES
 from fusewire.errors import Transient, UnacceptableMessage
-from fusewire.loops import BatchLoop, Loop, PriorityLoop, Release, ReleaseLoop
+from fusewire.loops import QUIET_S, BatchLoop, Loop, PriorityLoop, Release, ReleaseLoop
 from fusewire.pull import PullConsumer
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
@@ -213,6 +213,26 @@ async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Be
         await emptied(bus)
 
     assert handled == ["low-0", "high-1", "normal-2", "low-3"]
+
+
+async def test_what_comes_alone_costs_one_request(bus: Bus, begin: Begin) -> None:
+    handled = asyncio.Queue[bytes]()
+
+    async def note(delivery: Delivery) -> None:
+        handled.put_nowait(delivery.data)
+
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=8))
+    await send(bus, "high", "first")
+    await asyncio.wait_for(handled.get(), 5)
+    await asyncio.sleep(4 * QUIET_S)
+    sent = bus.client.stats["out_msgs"]
+    for number in range(10):
+        await send(bus, "normal", str(number))
+        await asyncio.wait_for(handled.get(), 5)
+        await asyncio.sleep(4 * QUIET_S)
+
+    # Each is published, acknowledged and asked for; and open requests end after a second.
+    assert bus.client.stats["out_msgs"] - sent < 10 * 3.5 + len(RANKED)
 
 
 async def test_what_comes_at_once_to_an_idle_loop_is_handed_back_for_another_that_is_free(
