@@ -18,6 +18,7 @@ from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.batches.check import InputCheck, LineRules, Reader
 from fusewire_ingest.batches.runner import Runner
+from fusewire_ingest.batches.steps import BatchSteps
 from fusewire_ingest.budget_metrics import BudgetMetrics
 from fusewire_ingest.capacity import StoreCapacity
 from fusewire_ingest.intake import Intake
@@ -111,8 +112,8 @@ class Ingest:
             self._store,
             batches,
             lines,
-            files,
             submissions,
+            steps=BatchSteps(batches, lines, files, submissions, reader=reader, clock=clock),
             intake=intake,
             check=InputCheck(
                 files,
@@ -122,7 +123,6 @@ class Ingest:
                 book=lambda: load_catalogue(settings, clock()),
                 clock=clock,
             ),
-            reader=reader,
             shares={name: tenant.share for name, tenant in settings.tenants.items()},
             window=settings.limits.batch_window,
             clock=clock,
