@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
+from judge_desk import Desk
 from nats.aio.msg import Msg
 
 from fusewire import bus as bus_module
@@ -196,6 +197,12 @@ async def store(database: Database) -> AsyncIterator[Store]:
     store = Store(database)
     yield store
     await store.close()
+
+
+@pytest.fixture
+def desk(store: Store) -> Desk:
+    """A judge without a broker."""
+    return Desk(store)
 
 
 @pytest.fixture

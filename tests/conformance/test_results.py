@@ -4,191 +4,37 @@ Whatever comes, how often and in which order.
 """
 
 import asyncio
-import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, cast
 
 import pytest
-from nats.aio.msg import Msg
-from sqlalchemy import Connection, text, update
+from judge_desk import CLOSED, Desk, Message, answers, everything, verdicts
+from sqlalchemy import Connection, update
 
-from fusewire.bus import Bus, Delivery
-from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
+from fusewire.bus import Bus
+from fusewire.contracts import Plan, Round
 from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.settings import Database
 from fusewire.store.engine import Store
-from fusewire.store.queries import standings
 from fusewire.store.tables import fusions, prompts
 from fusewire.testing.factories import (
     JUDGE,
     OPEN_ANSWERS,
     T0,
-    FakeClock,
     make_candidate,
     make_plan,
     make_prompt,
 )
 from fusewire.testing.statements import statements
-from fusewire.topology import candidate_subject, plan_subject
-from fusewire_ingest.repository.submissions import Submissions
+from fusewire.topology import candidate_subject
 from fusewire_judge import turn as turn_module
 from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
 from fusewire_judge.model import Case, Decision
 from fusewire_judge.repository.results import Results
 
-Message = Plan | Candidate
-REASON = "It is right about the city."
-
-
-@dataclass
-class Published:
-    """A bus that keeps what is published."""
-
-    messages: list[Round | Outcome] = field(default_factory=list)
-    timers: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
-    is_down: bool = False
-    last_store_id: str = "s1"
-
-    async def publish(
-        self,
-        subject: str,
-        message: Round | Outcome | bytes,
-        *,
-        msg_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> bool:
-        if self.is_down:
-            raise Transient("the server does not answer")
-        if isinstance(message, bytes):
-            assert headers is not None
-            assert msg_id is None, "setting a timer again must not be swallowed as a duplicate"
-            self.timers.append((subject, headers))
-        else:
-            assert msg_id is not None
-            self.messages.append(message)
-        return True
-
-    def of(self, prompt: Prompt) -> list[str]:
-        """What was published for one fusion, in order: `round 1`, `outcome`."""
-        mine = [m for m in self.messages if m.fusion_id == prompt.fusion_id]
-        return [f"round {m.round}" if isinstance(m, Round) else "outcome" for m in mine]
-
-
-class Desk:
-    """A judge without a broker."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.bus = Published()
-        self.arrived: set[str] = set()
-        """Fusions of which something waits in the stream."""
-        self.clock = FakeClock()
-        self.restart()
-        self._sequence = itertools.count(1)
-
-    async def submit(self, *batch: Prompt) -> None:
-        await Submissions(self.store).add(batch, [None] * len(batch))
-
-    def delivery(
-        self, message: Message, deliveries: int = 1, subject: str | None = None
-    ) -> Delivery:
-        if subject is None:
-            subject = (
-                plan_subject(message.fusion_id)
-                if isinstance(message, Plan)
-                else candidate_subject(message.fusion_id, message.round, message.call)
-            )
-        return Delivery(
-            message.encode(),
-            subject,
-            {},
-            deliveries,
-            "FW_CANDIDATE",
-            next(self._sequence),
-            cast("Msg", None),
-        )
-
-    async def take(self, *messages: Message, deliveries: int = 1) -> None:
-        """Handle messages as one batch."""
-        await self.handlers.on_batch([self.delivery(m, deliveries) for m in messages])
-
-    async def fire(self, *batch: Prompt, deliveries: int = 1) -> None:
-        """Let timers arrive."""
-        due = [
-            Delivery(
-                b"{}",
-                f"fw.due.{p.fusion_id}",
-                {},
-                deliveries,
-                "FW_TIMER",
-                next(self._sequence),
-                cast("Msg", None),
-            )
-            for p in batch
-        ]
-        await self.handlers.on_due(due)
-
-    async def _has_pending(self, fusion_id: str) -> bool:
-        return fusion_id in self.arrived
-
-    def restart(self) -> None:
-        """Another judge, which knows what is stored."""
-        self.handlers = Handlers(
-            cast("Bus", self.bus), self.store, self.clock, has_pending=self._has_pending
-        )
-
-    async def outcome(self, prompt: Prompt) -> Outcome | None:
-        (standing,) = await standings(self.store, prompt.tenant, [prompt.fusion_id])
-        return standing.outcome
-
-    async def rows(self, query: str) -> list[dict[str, Any]]:
-        async with self.store.read() as connection:
-            return [dict(row) for row in (await connection.execute(text(query))).mappings()]
-
-
-@pytest.fixture
-def desk(store: Store) -> Desk:
-    return Desk(store)
-
-
-def answers(
-    prompt: Prompt, texts: Mapping[str, str] = OPEN_ANSWERS, **overrides: Any
-) -> list[Candidate]:
-    return [make_candidate(text, name, prompt=prompt, **overrides) for name, text in texts.items()]
-
-
-def everything(prompt: Prompt) -> list[Message]:
-    """A plan and closed answers."""
-    return [make_plan(prompt), *answers(prompt, CLOSED)]
-
-
-def verdicts(desk: Desk, prompt: Prompt, member: str = "a", **overrides: Any) -> list[Candidate]:
-    """Both orders name one member."""
-    asked = next(
-        m for m in desk.bus.messages if isinstance(m, Round) and m.fusion_id == prompt.fusion_id
-    )
-    found = []
-    for call in asked.calls:
-        shown, said = call.messages[-1].content, OPEN_ANSWERS[member]
-        label = shown[: shown.index(said)].rstrip("]\n")[-2:]
-        content = json.dumps({"reason": REASON, "winner": label})
-        given = {
-            "round": asked.round,
-            "member": None,
-            "model": JUDGE.model,
-            "cost_usd": 0.01,
-            **overrides,
-        }
-        found.append(make_candidate(content, call.name, prompt=prompt, **given))
-    return found
-
-
-CLOSED = {"a": "4", "b": "5", "c": "4"}
 PROMPT = make_prompt()
 OTHER = make_prompt(custom_id="two")
 
@@ -840,206 +686,6 @@ async def test_sweeps_of_replicas_share_what_is_due(postgres_database: Database)
     assert ended == Counter({p.fusion_id: 1 for p in batch})
     await one.store.close()
     await two.store.close()
-
-
-# -- what analysts see ------------------------------------------------------------------------
-
-
-async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
-    prompt = make_prompt("Which city?", batch_id="b1", custom_id="row 1")
-    await desk.submit(prompt)
-    desk.clock.advance(1)
-    plan = make_plan(prompt, planned_at=desk.clock())
-    await desk.take(
-        plan,
-        *answers(prompt, {k: OPEN_ANSWERS[k] for k in "ab"}),
-        make_candidate(call="c", fails="timeout", prompt=prompt),
-    )
-    desk.clock.advance(2)
-    await desk.take(*verdicts(desk, prompt))
-
-    (row,) = await desk.rows("SELECT * FROM v_outcome")
-
-    for name in ("is_degraded", "is_fallback", "swap_consistent", "is_replay"):
-        row[name] = bool(row[name])
-    winner = row["winner"]
-    assert winner in ("a", "b")
-    assert str(row.pop("submitted_at"))[:19] == "2026-01-02 03:04:05"
-    assert str(row.pop("finished_at"))[:19] == "2026-01-02 03:04:08"
-    assert str(row.pop("day")) == "2026-01-02"
-    assert json.loads(row.pop("degraded_reasons")) == ["failed:c:timeout"]
-    assert len(row.pop("prompt_hash")) == 64
-    assert 0 < row.pop("agreement") < 1
-    assert row == {
-        "is_degraded": True,
-        "status": "selected",
-        "outcome_id": prompt.fusion_id,
-        "batch_id": "b1",
-        "custom_id": "row 1",
-        "tenant": "default",
-        "pool": "default",
-        "mode": "best-of",
-        "strategy": "best-of",
-        "config_hash": "0123456789ab",
-        "content": OPEN_ANSWERS[winner],
-        "reason": "It is right about the city.",
-        "judge_model": "m-judge",
-        "winner": winner,
-        "winner_model": f"m-{winner}",
-        "n_asked": 3,
-        "n_answered": 2,
-        "is_fallback": False,
-        "fallback_reason": None,
-        "verdict_parse": "strict",
-        "swap_consistent": True,
-        "latency_ms": 3000,
-        "panel_ms": 0,
-        "judge_ms": 2000,
-        "tokens_in": 40,
-        "tokens_out": 8,
-        "tokens_cached": 0,
-        "tokens_thought": 0,
-        "cost_panel_usd": pytest.approx(0.002),
-        "cost_judge_usd": pytest.approx(0.02),
-        "cost_usd": pytest.approx(0.022),
-        "price_version": "test-1",
-        "accepted": None,
-        "error": None,
-        "answer_kind": "open",
-        "route": None,
-        "route_loss_points": None,
-        "closed_by": "complete",
-        "missing_weight": pytest.approx(1 / 3),
-        "guard": None,
-        "hedges": 0,
-        "is_replay": False,
-        "tool_calls": None,
-        "cost_late_usd": None,
-    }
-
-
-async def test_answers_as_analysts_see_them(desk: Desk) -> None:
-    await desk.submit(PROMPT)
-    edge = make_candidate(
-        OPEN_ANSWERS["a"], "a", tier="edge", provider="onnxruntime", cost_usd=0.0, attempts=2
-    )
-    members = [
-        m.model_copy(update={"tier": "edge"}) if m.name == "a" else m
-        for m in make_plan(PROMPT).members
-    ]
-    plan = make_plan(PROMPT, members=members)
-    await desk.take(
-        plan,
-        edge,
-        make_candidate(OPEN_ANSWERS["b"], "b"),
-        make_candidate(call="c", fails="timeout", attempts=3),
-    )
-    await desk.take(*verdicts(desk, PROMPT))
-
-    a, b, c = await desk.rows("SELECT * FROM v_answer ORDER BY member")
-
-    assert {a["shown_position"], b["shown_position"]} == {1, 2}
-    outcome = await desk.outcome(PROMPT)
-    assert outcome is not None
-    won = {row["member"] for row in (a, b, c) if row["is_winner"]}
-    assert won == {outcome.winner}
-    for row in (a, b, c):
-        assert str(row["day"]) == "2026-01-02"
-        assert row["answer_id"] == f"{PROMPT.fusion_id}/{row['member']}"
-        assert (row["pool"], row["mode"], row["outcome_id"]) == (
-            "default",
-            "best-of",
-            PROMPT.fusion_id,
-        )
-
-    def part(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
-        return tuple(row[name] for name in names)
-
-    told = ("member", "model", "provider", "tier", "status", "error_code", "attempts", "round")
-    assert part(a, *told) == ("a", "m-a", "onnxruntime", "edge", "ok", None, 2, 0)
-    assert part(b, *told) == ("b", "m-b", "openai", "hosted", "ok", None, 1, 0)
-    assert part(c, *told) == ("c", "m-c", "openai", "hosted", "error", "timeout", 3, 0)
-    spent = ("latency_ms", "tokens_in", "tokens_out", "cost_usd", "content")
-    assert part(a, *spent) == (1000, 10, 2, 0.0, OPEN_ANSWERS["a"])
-    assert part(c, *spent) == (1000, 0, 0, 0.0, None)
-    assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == (
-        "a",
-        1.0,
-        None,
-        None,
-        None,
-    )
-
-
-async def test_what_came_too_late_has_cost_something_too(desk: Desk) -> None:
-    await desk.submit(PROMPT)
-    first, late, second = answers(PROMPT, CLOSED, cost_usd=0.25)
-    await desk.take(make_plan(PROMPT), first, second)
-    (before,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
-
-    await desk.take(late)
-    # Until a budget has counted it; delivered once more, it has cost nothing more.
-    assert await desk.rows("SELECT call, usd FROM late_costs") == [{"call": "b", "usd": 0.25}]
-    async with desk.store.write() as connection:
-        await connection.execute(text("DELETE FROM late_costs"))
-    await desk.take(late)
-    assert await desk.rows("SELECT call, usd FROM late_costs") == []
-
-    (after,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
-    assert (before["cost_usd"], before["cost_late_usd"]) == (0.5, None)
-    assert (after["cost_usd"], after["cost_late_usd"]) == (0.5, 0.25)
-
-
-async def test_a_fallback_as_analysts_see_it(desk: Desk) -> None:
-    await desk.submit(PROMPT)
-    await desk.take(make_plan(PROMPT), *answers(PROMPT, cost_usd=None, price_version=None))
-    await desk.take(*verdicts(desk, PROMPT, fails="server_error", cost_usd=None))
-
-    (row,) = await desk.rows("SELECT * FROM v_outcome")
-
-    assert (bool(row["is_fallback"]), bool(row["is_degraded"]), row["verdict_parse"]) == (
-        True,
-        True,
-        "fallback",
-    )
-    assert (
-        row["fallback_reason"]
-        == row["reason"]
-        == "no usable verdict, the answer most like the others"
-    )
-    assert (row["cost_panel_usd"], row["cost_judge_usd"], row["cost_usd"]) == (None, 0, None)
-
-
-async def test_the_day_is_utc_whatever_the_zone_of_the_session(postgres_database: Database) -> None:
-    desk = Desk(Store(postgres_database))
-    late = T0.replace(hour=23, minute=59)
-    prompt = make_prompt(submitted_at=late)
-    await desk.submit(prompt)
-    desk.clock.now = late + timedelta(seconds=10)
-    await desk.take(make_plan(prompt), *answers(prompt, CLOSED))
-
-    async with desk.store.read() as connection:
-        await connection.execute(text("SET LOCAL TIME ZONE 'Asia/Tokyo'"))
-        found = await connection.execute(
-            text("SELECT o.day, a.day AS other FROM v_outcome o, v_answer a LIMIT 1")
-        )
-        assert [str(value) for value in found.one()] == ["2026-01-02", "2026-01-02"]
-    await desk.store.close()
-
-
-async def test_an_answer_of_any_text_is_shown_as_it_is(desk: Desk) -> None:
-    prompt = make_prompt(members="ab")
-    texts = {
-        "a": 'Quotes " and \\ and \n and \\u0000 and 🌍 and “€”.',
-        "b": "%s :name {x} ' ; -- as one may well say",
-    }
-    await desk.submit(prompt)
-    await desk.take(make_plan(prompt, members="ab", judge=None), *answers(prompt, texts))
-
-    rows = await desk.rows("SELECT member, content FROM v_answer ORDER BY member")
-
-    assert {row["member"]: row["content"] for row in rows} == texts
-    assert len(await desk.rows("SELECT * FROM outcomes")) == 1
 
 
 async def test_a_closed_fusion_waits_for_nothing(desk: Desk) -> None:
