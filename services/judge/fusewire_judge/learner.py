@@ -88,7 +88,6 @@ class Learner:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._pools = tuple(pools)
         self._configured_weights = pools
         self._routes = {pool: _LearnedRoute() for pool in routed_pools}
         self._statistics = Statistics()
@@ -96,13 +95,14 @@ class Learner:
     async def update(self) -> None:
         """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
+        pools = tuple(self._configured_weights)
 
         def read(connection: Connection) -> StoredHistory:
             return StoredHistory(
-                answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
-                verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
+                answers=newest_answers(connection, pools, OUTCOME_WINDOW),
+                verdicts=newest_verdicts(connection, pools, OUTCOME_WINDOW),
                 control_picks=control_picks(connection, since),
-                checks=newest_checks(connection, self._pools, OUTCOME_WINDOW),
+                checks=newest_checks(connection, pools, OUTCOME_WINDOW),
                 configured_weights=self._configured_weights,
             )
 
