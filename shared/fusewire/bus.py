@@ -368,7 +368,7 @@ class Bus:
             ) from None
         except (NatsError, OSError, TimeoutError) as exc:
             raise Transient(f"publishing to {subject} failed: {type(exc).__name__}") from None
-        metrics.published(self.service, ack.stream).inc()
+        metrics.count_published(self.service, ack.stream)
         return not ack.duplicate
 
     # -- receiving ----------------------------------------------------------------------------

@@ -304,9 +304,13 @@ DATABASE_FAILURES = _counter(
 
 
 @functools.cache
-def published(service: str, stream: str) -> Counter:
-    """Messages that a service has published to a stream."""
+def _publish_counter(service: str, stream: str) -> Counter:
     return PUBLISHED.labels(service, stream)
+
+
+def count_published(service: str, stream: str) -> None:
+    """Count a message that a stream has taken."""
+    _publish_counter(service, stream).inc()
 
 
 @functools.cache

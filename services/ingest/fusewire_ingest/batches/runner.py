@@ -249,14 +249,14 @@ class Runner:
         # Looked at without a lock first, as most looks find nothing to settle.
         if flying and not await self._lines.is_due(batch.batch_id) and not is_late:
             return batch.status == "in_progress"
-        settling = await self._store.run(
+        settled_batch = await self._store.run(
             lambda connection: self._steps.settle(connection, batch.batch_id, is_late=is_late),
             write=True,
         )
-        in_flight[batch.batch_id] = settling.in_flight
-        if settling.is_finalizing:
+        in_flight[batch.batch_id] = settled_batch.in_flight
+        if settled_batch.is_finalizing:
             self.wake(batch.batch_id)
-        return settling.is_running
+        return settled_batch.is_running
 
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
         """Submit lines while the window has room, each tenant's batches in their order."""

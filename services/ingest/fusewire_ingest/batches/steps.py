@@ -28,7 +28,7 @@ _LineError = tuple[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Settling:
+class SettledBatch:
     """A batch after its lines were settled."""
 
     in_flight: int
@@ -65,7 +65,7 @@ class BatchSteps:
         self._reader = reader
         self._clock = clock
 
-    def settle(self, connection: Connection, batch_id: str, *, is_late: bool) -> Settling:
+    def settle(self, connection: Connection, batch_id: str, *, is_late: bool) -> SettledBatch:
         """Settle a batch's lines; stop or finalise it if that is due.
 
         Args:
@@ -92,7 +92,7 @@ class BatchSteps:
             self._batches.change_in(connection, batch_id, **changes)
         reach(CrashPoint.BATCH_SETTLED)
         is_running = not is_stopped and changes.get("status") is None
-        return Settling(flying, is_running=is_running, is_finalizing=is_finalizing)
+        return SettledBatch(flying, is_running=is_running, is_finalizing=is_finalizing)
 
     def submit(
         self, connection: Connection, batch_id: str, numbers: Sequence[int]
