@@ -156,7 +156,9 @@ def script(models: Sequence[str]) -> Script:
 def configuration(models: int, nats: str, database: str, edge: Path, disk: Path | None) -> Any:
     hosted = {"kind": "remote", "base_url": f"http://127.0.0.1:{models}/v1"}
     prices = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 4}
-    edge_model = {"kind": "edge", "path": str(edge), "threads": 1, "max_tokens": 12}
+    # A small cache, which is soon full: until then the engine's process grows with each prompt.
+    cache = {"kv_cache_mb": 16}
+    edge_model = {"kind": "edge", "path": str(edge), "threads": 1, "max_tokens": 12, **cache}
     return {
         "log": {"level": "warning"},
         "http": {"port": 0, "keys": "required"},

@@ -26,7 +26,7 @@ from scene import Load, Scene, Stack, note_end, running
 
 from fusewire.bus import Bus
 from fusewire.testing.chaos import Fault
-from fusewire.testing.history import History, MemorySample
+from fusewire.testing.history import Acceptance, History, MemorySample
 from fusewire.testing.invariants import check, second_half, slope
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire.testing.stack_events import Watch, control
@@ -45,14 +45,17 @@ STREAMS = (*CARRIERS, "FW_TIMER")
 Series = dict[str, list[tuple[float, float]]]
 
 
-async def capacity(stack: Stack) -> float:
+async def capacity(stack: Stack, history: History) -> float:
     """Prompts a second of a client that always has IN_FLIGHT open."""
     async with Client(stack.url, stack.keys["acme"]) as client:
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def ask(number: int) -> None:
             async with slots:
-                await client.submit({"prompt": f"How much is {number} and one?"}, wait_s=120)
+                name = f"capacity-{number}"
+                body = {"prompt": f"How much is {number} and one?", "custom_id": name}
+                fusion = await client.submit(body, wait_s=120)
+                history.add(Acceptance(time.time(), fusion["id"], name, "acme", "any"))
 
         start = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -128,7 +131,7 @@ async def soak(minutes: float, folder: Path, history: History) -> dict[str, Any]
             "script",
             Script(models={"*": model}, recording=False).model_dump_json().encode(),
         )
-        rate = await capacity(stack)
+        rate = await capacity(stack, history)
         scene = Scene("soak", max(10, int(rate / 2 * 60 * minutes)), (end,), 1)
         clients = {
             tenant: await opened.enter_async_context(Client(stack.url, key))
