@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 from nats.js import api
@@ -215,7 +216,9 @@ async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Be
     assert handled == ["low-0", "high-1", "normal-2", "low-3"]
 
 
-async def test_what_comes_alone_costs_one_request(bus: Bus, begin: Begin) -> None:
+async def test_what_comes_alone_costs_one_request(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handled = asyncio.Queue[bytes]()
 
     async def note(delivery: Delivery) -> None:
@@ -225,14 +228,22 @@ async def test_what_comes_alone_costs_one_request(bus: Bus, begin: Begin) -> Non
     await send(bus, "high", "first")
     await asyncio.wait_for(handled.get(), 5)
     await asyncio.sleep(4 * QUIET_S)
-    sent = bus.client.stats["out_msgs"]
+    looks = 0
+    publish = bus.client.publish
+
+    async def count(subject: str, payload: bytes = b"", *args: Any, **kwargs: Any) -> None:
+        nonlocal looks
+        looks += b"no_wait" in payload
+        await publish(subject, payload, *args, **kwargs)
+
+    monkeypatch.setattr(bus.client, "publish", count)
     for number in range(10):
         await send(bus, "normal", str(number))
         await asyncio.wait_for(handled.get(), 5)
         await asyncio.sleep(4 * QUIET_S)
 
-    # Each is published, acknowledged and asked for; and open requests end after a second.
-    assert bus.client.stats["out_msgs"] - sent < 10 * 3.5 + len(RANKED)
+    # One for each if it looked whether there is more; a busy machine may make it look.
+    assert looks < 8
 
 
 async def test_what_comes_at_once_to_an_idle_loop_is_handed_back_for_another_that_is_free(
